@@ -1,0 +1,138 @@
+"""Command line: ``trainyard-lite serve`` and ``trainyard-lite healthcheck``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from . import __version__
+from ._settings import ConfigError, Settings, load_settings
+
+_OPTIONS = {
+    "config-dir": ("/opt/clearml/config", "folder of apiserver.conf, secure.conf and services.conf"),
+    "data-dir": ("/opt/clearml/data", "folder of the database and the files"),
+    "host": ("0.0.0.0", "address to listen on"),  # noqa: S104
+    "api-port": ("8008", "port of the API"),
+    "web-port": ("8080", "port of the web page"),
+    "files-port": ("8081", "port of the file server"),
+    "api-url": ("", "URL of the API as clients see it"),
+    "web-url": ("", "URL of the web page as clients see it"),
+    "files-url": ("", "URL of the file server as clients see it"),
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="trainyard-lite", description="The lite ClearML server.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in (("serve", "run the server"), ("healthcheck", "exit 0 when all three ports answer")):
+        command = commands.add_parser(name, help=text)
+        for option, (default, what) in _OPTIONS.items():
+            variable = "TRAINYARD_LITE_" + option.upper().replace("-", "_")
+            value = os.environ.get(variable, default)
+            kind = int if option.endswith("port") else str
+            command.add_argument(f"--{option}", default=value, type=kind, help=f"{what} [{variable}]")
+    return parser
+
+
+async def _serve(settings: Settings) -> None:
+    # Late: the health check must not pay for these imports.
+    import uvicorn
+
+    from ._app import Background, create_state
+    from ._files import create_files
+    from ._http import create_api
+    from .services.tasks import watchdog
+    from .services.workers import expire_workers
+    from .web import create_web
+
+    state = create_state(settings)
+    apps = (
+        (create_api(state), settings.api_port),
+        (create_files(state), settings.files_port),
+        (create_web(state), settings.web_port),
+    )
+    servers = []
+    for app, port in apps:
+        config = uvicorn.Config(
+            app, host=settings.host, port=port, log_config=None, access_log=False, server_header=False, lifespan="off",
+            timeout_graceful_shutdown=5,
+        )  # fmt: skip
+        server = uvicorn.Server(config)
+        server.capture_signals = _no_signals  # type: ignore[method-assign]  # one handler below stops all three
+        servers.append(server)
+    jobs = [Background("worker expiry", 30, lambda: expire_workers(state))]
+    if settings.watchdog_enabled:
+        jobs.append(Background("watchdog", settings.watchdog_interval_sec, lambda: watchdog(state)))
+
+    def stop() -> None:
+        for server in servers:
+            server.should_exit = True
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    for job in jobs:
+        job.start()
+    try:
+        # A port that is taken ends its server at once: then the others end too.
+        tasks = [asyncio.create_task(server.serve()) for server in servers]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        stop()
+        await asyncio.gather(*tasks)
+    finally:
+        for job in jobs:
+            job.stop()
+        state.db.close()
+
+
+def _no_signals() -> object:
+    import contextlib
+
+    return contextlib.nullcontext()
+
+
+def _healthcheck(api: int, web: int, files: int) -> int:
+    for name, url in (
+        ("api", f"http://127.0.0.1:{api}/debug.ping"),
+        ("web", f"http://127.0.0.1:{web}/login"),
+        ("files", f"http://127.0.0.1:{files}/"),
+    ):
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 (fixed http URLs)
+                answer.read()
+        except (urllib.error.URLError, OSError) as error:
+            print(f"{name} does not answer at {url}: {error}", file=sys.stderr)
+            return 1
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; answers the exit status."""
+    args = _parser().parse_args(argv)
+    if args.command == "healthcheck":
+        return _healthcheck(args.api_port, args.web_port, args.files_port)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    addresses = {
+        name: getattr(args, name)
+        for name in ("host", "api_port", "web_port", "files_port", "api_url", "web_url", "files_url")
+    }
+    try:
+        settings = load_settings(Path(args.config_dir), Path(args.data_dir), **addresses)
+    except ConfigError as error:
+        print(f"trainyard-lite: {error}", file=sys.stderr)
+        return 2
+    asyncio.run(_serve(settings))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,314 @@
+"""Who is calling: passwords, key pairs, bearer tokens, and patience with those who guess.
+
+Users and service accounts come from the configuration and are put in the database at each start
+(those that left it are removed with their keys); key pairs made through the API stay.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import secrets
+import string
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import bcrypt
+import jwt
+
+from . import _errors as errors
+from ._clock import now
+from ._db import Database
+from ._settings import COMPANY_ID, Settings, User
+from ._store import Doc, new_id
+
+__all__ = ["NOBODY", "SCHEMA", "Authenticator", "Identity"]
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS user (
+  id TEXT PRIMARY KEY, name TEXT NOT NULL, role TEXT NOT NULL, created TEXT NOT NULL,
+  preferences TEXT NOT NULL DEFAULT '{}'
+);
+CREATE TABLE IF NOT EXISTS credential (
+  access_key TEXT PRIMARY KEY, secret_hash TEXT NOT NULL, user TEXT NOT NULL, label TEXT,
+  created TEXT NOT NULL, last_used TEXT, last_used_from TEXT, from_config INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX IF NOT EXISTS credential_user ON credential (user);
+CREATE TABLE IF NOT EXISTS revoked_token (session TEXT PRIMARY KEY, expires REAL NOT NULL);
+"""
+_KEY_ALPHABET = string.ascii_uppercase + string.digits
+_SECRET_ALPHABET = string.ascii_letters + string.digits
+_FREE_FAILURES = 5  # failed logins of one name and address before each further one has to wait
+_MAX_WAIT_SEC = 60.0
+_LAST_USED_GRAIN_SEC = 60.0  # a key's "last used" is written at most this often
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The caller."""
+
+    user: str
+    name: str
+    role: str
+    company: str = COMPANY_ID
+
+    def claim(self) -> Doc:
+        """Give the ``identity`` claim of a token, in the official form."""
+        return {
+            "user": self.user,
+            "company": self.company,
+            "role": self.role,
+            "user_name": self.name,
+            "company_name": "clearml",
+        }
+
+
+NOBODY = Identity(user="", name="", role="")
+
+
+def _hash_secret(secret: str) -> str:
+    # Key pairs are long and random: a plain digest is enough, and an agent may log in often.
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+class Throttle:
+    """Slows those who guess: after a few failures, each further try of a name and address waits longer."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._failures: dict[str, tuple[int, float]] = {}
+
+    def check(self, who: str) -> None:
+        """Refuse while the waiting time runs.
+
+        Raises:
+            ApiError: 429 with Retry-After.
+        """
+        with self._lock:
+            count, last = self._failures.get(who, (0, 0.0))
+        if count >= _FREE_FAILURES:
+            wait = min(_MAX_WAIT_SEC, 2.0 ** (count - _FREE_FAILURES)) - (time.monotonic() - last)
+            if wait > 0:
+                error = errors.TOO_MANY_REQUESTS(retry_after_sec=round(wait, 1))
+                error.headers["Retry-After"] = str(int(wait) + 1)
+                raise error
+
+    def failed(self, who: str) -> None:
+        """Count a failure."""
+        with self._lock:
+            if len(self._failures) > 10_000:
+                horizon = time.monotonic() - 10 * _MAX_WAIT_SEC
+                self._failures = {k: v for k, v in self._failures.items() if v[1] > horizon}
+            self._failures[who] = (self._failures.get(who, (0, 0.0))[0] + 1, time.monotonic())
+
+    def succeeded(self, who: str) -> None:
+        """Forget the failures."""
+        with self._lock:
+            self._failures.pop(who, None)
+
+
+class Authenticator:
+    """Checks who is calling, and keeps users and keys."""
+
+    def __init__(self, settings: Settings, db: Database) -> None:
+        self._settings = settings
+        self._db = db
+        self._people = {user.username: user for user in settings.users if user.username}
+        self._throttle = Throttle()
+        self._dummy_hash = bcrypt.hashpw(secrets.token_bytes(16), bcrypt.gensalt(4))
+        self._last_used: dict[str, float] = {}
+        self._revoked: set[str] = set()
+        self._sync_users(settings.users)
+
+    def _sync_users(self, users: list[User]) -> None:
+        ids = [user.id for user in users]
+        marks = ", ".join("?" * len(ids))
+        with self._db.write() as db:
+            for table, column in (("credential", "user"), ("user", "id")):
+                db.execute(f"DELETE FROM {table} WHERE {column} NOT IN ({marks})", ids)  # noqa: S608
+            db.execute("DELETE FROM credential WHERE from_config = 1")
+            for user in users:
+                db.execute(
+                    "INSERT INTO user (id, name, role, created) VALUES (?, ?, ?, ?) "
+                    "ON CONFLICT (id) DO UPDATE SET name = excluded.name, role = excluded.role",
+                    (user.id, user.name, user.role, now()),
+                )
+                if user.key and user.secret:
+                    db.execute(
+                        "INSERT OR REPLACE INTO credential (access_key, secret_hash, user, created, from_config) "
+                        "VALUES (?, ?, ?, ?, 1)",
+                        (user.key, _hash_secret(user.secret), user.id, now()),
+                    )
+            db.execute("DELETE FROM revoked_token WHERE expires < ?", (time.time(),))
+            self._revoked = {row[0] for row in db.execute("SELECT session FROM revoked_token")}
+
+    # Who is it?
+
+    def authenticate(self, header: str, ip: str = "", worker: str = "") -> Identity:
+        """Read an ``Authorization`` header.
+
+        Raises:
+            ApiError: 401 (missing, malformed or wrong), 429 (too many wrong passwords).
+        """
+        kind, _, value = header.partition(" ")
+        if not kind:
+            raise errors.NO_CREDENTIALS()
+        if kind == "Bearer":
+            return self.read_token(value.strip())
+        if kind == "Basic":
+            try:
+                # SDK and agent encode UTF-8; the official server reads latin-1, the same for ASCII
+                name, _, secret = base64.b64decode(value, validate=True).decode("utf-8").partition(":")
+            except (binascii.Error, UnicodeDecodeError) as error:
+                raise errors.BAD_CREDENTIALS("malformed basic authentication") from error
+            return self.check_secret(name, secret, ip, worker)
+        raise errors.BAD_AUTH_TYPE()
+
+    def check_secret(self, name: str, secret: str, ip: str = "", worker: str = "") -> Identity:
+        """Check a username with its password, or an access key with its secret.
+
+        Raises:
+            ApiError: 401, or 429 while a guesser has to wait.
+        """
+        who = f"{ip}\x00{name}"
+        self._throttle.check(who)
+        identity = self._check_password(name, secret) or self._check_key(name, secret, worker or ip)
+        if identity is None:
+            self._throttle.failed(who)
+            text = (
+                "bad username or password"
+                if name in self._people
+                else "failed to locate provided credentials"
+            )
+            raise errors.INVALID_CREDENTIALS(text)
+        self._throttle.succeeded(who)
+        return identity
+
+    def _check_password(self, name: str, secret: str) -> Identity | None:
+        person = self._people.get(name)
+        if person is None or person.password is None:
+            return None
+        if person.hashed:
+            try:
+                good = bcrypt.checkpw(secret.encode()[:72], base64.b64decode(person.password))
+            except ValueError:
+                good = False
+        else:
+            good = hmac.compare_digest(secret.encode(), person.password.encode())
+        return Identity(person.id, person.name, person.role) if good else None
+
+    def _check_key(self, key: str, secret: str, used_from: str) -> Identity | None:
+        row = (
+            self._db.read()
+            .execute(
+                "SELECT secret_hash, user.id, user.name, user.role FROM credential "
+                "JOIN user ON user.id = credential.user WHERE access_key = ?",
+                (key,),
+            )
+            .fetchone()
+        )
+        if row is None or not hmac.compare_digest(row[0], _hash_secret(secret)):
+            return None
+        if time.monotonic() - self._last_used.get(key, -_LAST_USED_GRAIN_SEC) >= _LAST_USED_GRAIN_SEC:
+            self._last_used[key] = time.monotonic()
+            with self._db.write() as db:
+                db.execute(
+                    "UPDATE credential SET last_used = ?, last_used_from = ? WHERE access_key = ?",
+                    (now(), used_from, key),
+                )
+        return Identity(row[1], row[2], row[3])
+
+    # Tokens
+
+    def make_token(self, identity: Identity, expiration_sec: int | None = None) -> str:
+        """Sign a bearer token.
+
+        Args:
+            identity: whose token.
+            expiration_sec: its life in seconds; capped and defaulted by the configuration.
+        """
+        life = min(expiration_sec or self._settings.token_expiration_sec, self._settings.max_expiration_sec)
+        moment = int(time.time())
+        claims: dict[str, Any] = {
+            "auth_type": "Bearer",
+            "identity": identity.claim(),
+            "iat": moment,
+            "exp": moment + life,
+            "session_id": new_id(),
+            "env": "<unknown>",
+        }
+        return jwt.encode(claims, self._settings.token_secret, algorithm="HS256")
+
+    def read_token(self, token: str) -> Identity:
+        """Check a bearer token.
+
+        Raises:
+            ApiError: 401 for a forged, expired or revoked one, or one of a user who is gone.
+        """
+        claims = self._claims(token)
+        if claims.get("session_id") in self._revoked:
+            raise errors.INVALID_TOKEN("revoked token")
+        # The role is looked up, not believed: a person who left or lost a role has lost it at once.
+        user = claims.get("identity", {}).get("user")
+        row = self._db.read().execute("SELECT id, name, role FROM user WHERE id = ?", (user,)).fetchone()
+        if row is None:
+            raise errors.INVALID_TOKEN("the user of this token does not exist")
+        return Identity(row[0], row[1], row[2])
+
+    def revoke_token(self, token: str) -> None:
+        """End a session (logout)."""
+        claims = self._claims(token)
+        if session := claims.get("session_id"):
+            with self._db.write() as db:
+                db.execute(
+                    "INSERT OR IGNORE INTO revoked_token VALUES (?, ?)", (session, claims.get("exp", 0))
+                )
+            self._revoked.add(session)
+
+    def _claims(self, token: str) -> Doc:
+        try:
+            claims: Doc = jwt.decode(token, self._settings.token_secret, algorithms=["HS256"])
+        except jwt.InvalidTokenError as error:
+            raise errors.INVALID_TOKEN("invalid jwt token", reason=str(error)) from error
+        if not isinstance(claims.get("identity"), dict):
+            raise errors.INVALID_TOKEN("token missing identity")
+        return claims
+
+    # Key pairs
+
+    def create_credentials(self, user: str, label: str | None) -> Doc:
+        """Make a key pair; its secret is given here and never again."""
+        key = "".join(secrets.choice(_KEY_ALPHABET) for _ in range(30))
+        secret = "".join(secrets.choice(_SECRET_ALPHABET) for _ in range(50))
+        with self._db.write() as db:
+            db.execute(
+                "INSERT INTO credential (access_key, secret_hash, user, label, created) VALUES (?, ?, ?, ?, ?)",
+                (key, _hash_secret(secret), user, label, now()),
+            )
+        return {"access_key": key, "secret_key": secret, "label": label}
+
+    def list_credentials(self, user: str) -> list[Doc]:
+        """List a user's key pairs, without secrets."""
+        rows = self._db.read().execute(
+            "SELECT access_key, last_used, last_used_from, label FROM credential WHERE user = ? ORDER BY created",
+            (user,),
+        )
+        return [dict(row) for row in rows]
+
+    def edit_credentials(self, user: str, access_key: str, label: str | None) -> int:
+        """Rename a key pair; answers how many there were."""
+        with self._db.write() as db:
+            return db.execute(
+                "UPDATE credential SET label = ? WHERE user = ? AND access_key = ?", (label, user, access_key)
+            ).rowcount
+
+    def revoke_credentials(self, user: str, access_key: str) -> int:
+        """Delete a key pair; answers how many there were."""
+        with self._db.write() as db:
+            return db.execute(
+                "DELETE FROM credential WHERE user = ? AND access_key = ?", (user, access_key)
+            ).rowcount

@@ -1,0 +1,35 @@
+"""Time as the API prints it: UTC, ISO 8601, milliseconds."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+__all__ = ["ago", "format_time", "now", "parse_time"]
+
+
+def format_time(moment: datetime) -> str:
+    """Format a moment; all strings made here sort in time order."""
+    moment = moment.astimezone(UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03d}000+00:00"
+
+
+def now() -> str:
+    """Give the present moment as the API prints it."""
+    return format_time(datetime.now(UTC))
+
+
+def ago(seconds: float) -> str:
+    """Give the moment ``seconds`` before now, as the API prints it."""
+    return format_time(datetime.now(UTC) - timedelta(seconds=seconds))
+
+
+def parse_time(text: str) -> str:
+    """Read a client's time (ISO 8601, naive means UTC) into the form of :func:`format_time`.
+
+    Raises:
+        ValueError: if it is no time.
+    """
+    moment = datetime.fromisoformat(text.strip())
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return format_time(moment)

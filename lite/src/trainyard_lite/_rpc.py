@@ -1,0 +1,211 @@
+"""Endpoints: how a handler is registered, what it is given, and how an answer is made.
+
+A service module declares::
+
+    class GetByIdRequest(Request):
+        task: str
+
+    @endpoint("tasks.get_by_id", since="2.0")
+    def get_by_id(call: Call, request: GetByIdRequest) -> Doc:
+        ...
+
+The request model refuses arguments it does not name.  A ``get_all`` call, whose filters are open-ended,
+uses :class:`OpenRequest`: the store refuses what is no filter.
+"""
+
+from __future__ import annotations
+
+import re
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from . import _errors as errors
+from ._db import Database
+from ._errors import ApiError
+from ._settings import Settings
+from ._store import Doc, new_id
+
+if typing.TYPE_CHECKING:
+    from ._auth import Authenticator, Identity
+
+__all__ = [
+    "ENDPOINTS",
+    "API_VERSION",
+    "Call",
+    "Endpoint",
+    "OpenRequest",
+    "Request",
+    "State",
+    "endpoint",
+    "invoke",
+]
+
+API_VERSION = "2.34"
+_PATH = re.compile(r"^/?(?:v(?P<version>\d+(?:\.\d+)?)/)?(?P<name>[a-zA-Z_]\w+\.[a-zA-Z_]\w+)/?$")
+
+
+class Request(BaseModel):
+    """Arguments of a call; unknown ones are refused, null means absent where a default exists."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+class OpenRequest(BaseModel):
+    """Arguments of a call with open-ended filters; read them all with :meth:`args`."""
+
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
+
+    def args(self) -> Doc:
+        """Give every argument that the client sent."""
+        return self.model_dump(exclude_unset=True)
+
+
+@dataclass
+class State:
+    """What the process shares: settings, database, who may come in."""
+
+    settings: Settings
+    db: Database
+    auth: Authenticator
+
+
+@dataclass
+class Call:
+    """One request to an endpoint.
+
+    Attributes:
+        identity: who asks; for endpoints without login it may be the nobody identity.
+        batch: the objects of a JSON-lines body (``events.add_batch``), else None.
+        worker: the ``X-ClearML-Worker`` header.
+        cookies: to set in the answer (None deletes).
+    """
+
+    state: State
+    identity: Identity
+    endpoint: str = ""
+    version: str = API_VERSION
+    batch: list[Doc] | None = None
+    batch_errors: list[str] = field(default_factory=list)
+    worker: str = ""
+    ip: str = ""
+    authorization: str = ""
+    cookies: dict[str, str | None] = field(default_factory=dict)
+    id: str = field(default_factory=new_id)
+
+    @property
+    def db(self) -> Database:
+        """The database."""
+        return self.state.db
+
+    @property
+    def settings(self) -> Settings:
+        """The settings."""
+        return self.state.settings
+
+
+Handler = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A registered endpoint.
+
+    Attributes:
+        auth: False lets anybody call it.
+        roles: who may call it; empty means every role.
+        fast: True if the handler neither blocks nor computes long: it then runs on the event loop.
+    """
+
+    name: str
+    since: str
+    handler: Handler
+    request: type[Request] | type[OpenRequest]
+    auth: bool
+    roles: frozenset[str]
+    fast: bool
+
+
+ENDPOINTS: dict[str, Endpoint] = {}
+
+
+def endpoint(
+    name: str, *, since: str = "2.1", auth: bool = True, roles: tuple[str, ...] = (), fast: bool = False
+) -> Callable[[Handler], Handler]:
+    """Register a handler ``(call, request) -> data`` under an API name."""
+
+    def register(handler: Handler) -> Handler:
+        hints = typing.get_type_hints(handler)
+        hints.pop("return", None)
+        request = next(
+            (t for t in hints.values() if isinstance(t, type) and issubclass(t, BaseModel)), Request
+        )
+        ENDPOINTS[name] = Endpoint(name, since, handler, request, auth, frozenset(roles), fast)  # type: ignore[arg-type]
+        return handler
+
+    return register
+
+
+def parse_path(path: str) -> tuple[str, str]:
+    """Split ``/v2.13/tasks.create`` into version and name.
+
+    Raises:
+        ApiError: 400 for a path that is none.
+    """
+    match = _PATH.match(path)
+    if not match:
+        raise ApiError(400, 0, f"Invalid request path {path}")
+    return match["version"] or API_VERSION, match["name"]
+
+
+def resolve(name: str, version: str) -> Endpoint:
+    """Find an endpoint.
+
+    Raises:
+        ApiError: 404 with the name, as the official server answers.
+    """
+    found = ENDPOINTS.get(name)
+    if found is None or _number(version) < _number(found.since):
+        raise ApiError(404, 0, f"Unable to find endpoint for name {name} and version {version}")
+    return found
+
+
+def _number(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
+
+
+def invoke(call: Call, target: Endpoint, data: Doc) -> Any:
+    """Check role and arguments, then run the handler.
+
+    Raises:
+        ApiError: whatever is wrong with the call.
+    """
+    if target.auth and target.roles and call.identity.role not in target.roles:
+        raise errors.ROLE_NOT_ALLOWED(role=call.identity.role, allowed=sorted(target.roles))
+    return target.handler(call, parse_request(target.request, data, target.name))
+
+
+def parse_request(model: type[Request] | type[OpenRequest], data: Doc, name: str) -> Request | OpenRequest:
+    """Check a call's arguments.
+
+    Raises:
+        ApiError: 400, naming each argument that is unknown, missing or of the wrong form.
+    """
+    try:
+        # null is "not given" for the official server: drop it, so defaults apply and required ones are missed
+        return model.model_validate({key: value for key, value in data.items() if value is not None})
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_input=False)
+        unknown = [".".join(map(str, p["loc"])) for p in problems if p["type"] == "extra_forbidden"]
+        if unknown:
+            raise errors.INVALID_FIELDS(
+                f"{name} does not know {', '.join(unknown)}", fields=unknown
+            ) from error
+        missing = [".".join(map(str, p["loc"])) for p in problems if p["type"] == "missing"]
+        if missing:
+            raise errors.MISSING_REQUIRED_FIELDS(missing=missing) from error
+        text = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in problems[:5])
+        raise errors.VALIDATION_ERROR(text) from error

@@ -1,0 +1,495 @@
+"""Documents of the API (tasks, models, projects, queues) as JSON in SQLite, and the queries over them.
+
+A collection is a table ``(id, doc, <stored generated columns>)``.  The columns exist for speed: filters
+and sorting on them need no JSON parsing.  Any other field is reached by its dotted path.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from . import _errors as errors
+from ._clock import parse_time
+
+__all__ = [
+    "MAX_PAGE_SIZE",
+    "Collection",
+    "Doc",
+    "Filters",
+    "get_path",
+    "new_id",
+    "project_fields",
+    "set_path",
+]
+
+Doc = dict[str, Any]
+MAX_PAGE_SIZE = 500  # documents; the official server's limit (services/_mongo.conf)
+SCROLL_TTL_SEC = 600
+_DATE_CONDITION = re.compile(r"^(?P<op>>=|>|<=|<)?(?P<value>.*)$")
+_PAGING = {
+    "page", "page_size", "order_by", "only_fields", "search_text", "search_hidden", "scroll_id", "size", "start",
+    "refresh_scroll", "allow_public", "projection",
+}  # fmt: skip
+
+
+def new_id() -> str:
+    """Make an object id: 32 hexadecimal digits."""
+    return uuid.uuid4().hex
+
+
+def get_path(doc: Mapping[str, Any], path: str) -> Any:
+    """Read a dotted path; None where there is nothing."""
+    value: Any = doc
+    for part in path.split("."):
+        if not isinstance(value, Mapping):
+            return None
+        value = value.get(part)
+    return value
+
+
+def set_path(doc: Doc, path: str, value: Any) -> None:
+    """Write a dotted path, making the objects on the way."""
+    *parents, last = path.split(".")
+    for part in parents:
+        child = doc.get(part)
+        if not isinstance(child, dict):
+            child = doc[part] = {}
+        doc = child
+    doc[last] = value
+
+
+def project_fields(doc: Doc, only: Sequence[str]) -> Doc:
+    """Keep the named dotted paths (and the id), or drop those named with a leading ``-``."""
+    include = [name[:-2] if name.endswith(".*") else name for name in only if not name.startswith("-")]
+    exclude = [name[1:] for name in only if name.startswith("-")]
+    if include:
+        result: Doc = {"id": doc["id"]}
+        for path in include:
+            value = get_path(doc, path)
+            if value is not None or path in doc:
+                set_path(result, path, value)
+    else:
+        result = orjson.loads(orjson.dumps(doc)) if exclude else doc
+    for path in exclude:
+        parent: Any = result
+        *parents, last = path.split(".")
+        for part in parents:
+            parent = parent.get(part) if isinstance(parent, dict) else None
+        if isinstance(parent, dict):
+            parent.pop(last, None)
+    return result
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which arguments of a ``get_all`` call filter, and how (trailing ``*`` matches any rest of the path)."""
+
+    pattern: tuple[str, ...] = ("name",)
+    lists: tuple[str, ...] = ("id", "tags", "system_tags")
+    dates: tuple[str, ...] = ()
+    ranges: tuple[str, ...] = ()
+    equal: tuple[str, ...] = ()
+
+
+@dataclass
+class _Where:
+    clauses: list[str] = field(default_factory=list)
+    values: list[Any] = field(default_factory=list)
+
+    def add(self, clause: str, *values: Any) -> None:
+        self.clauses.append(clause)
+        self.values.extend(values)
+
+    def sql(self) -> str:
+        return " AND ".join(f"({clause})" for clause in self.clauses) or "1"
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(name == p or (p.endswith("*") and name.startswith(p[:-1])) for p in patterns)
+
+
+class Collection:
+    """One kind of document.
+
+    Args:
+        table: the table's name.
+        columns: generated column name -> dotted path, each with an index when listed in ``indexed``.
+        list_paths: paths that hold lists (filters look inside them).
+        filters: what ``get_all`` may filter by.
+        indexed: columns (or comma-joined column lists) to index.
+    """
+
+    def __init__(
+        self,
+        table: str,
+        *,
+        columns: Mapping[str, str],
+        list_paths: Sequence[str] = ("tags", "system_tags"),
+        filters: Filters | None = None,
+        indexed: Sequence[str] = (),
+    ) -> None:
+        self.table = table
+        self._columns = {path: name for name, path in columns.items()} | {"id": "id"}
+        self._lists = frozenset(list_paths)
+        self.filters = filters or Filters()
+        generated = "".join(
+            f",\n  {name} GENERATED ALWAYS AS (json_extract(doc, '{_json_path(path)}')) STORED"
+            for name, path in columns.items()
+        )
+        self.schema = (
+            f"CREATE TABLE IF NOT EXISTS {table} (id TEXT PRIMARY KEY, doc TEXT NOT NULL{generated});\n"
+        )
+        for index in indexed:
+            name = index.replace(",", "_").replace(" ", "")
+            self.schema += f"CREATE INDEX IF NOT EXISTS {table}_{name} ON {table} ({index});\n"
+
+    # One document
+
+    def get(self, db: sqlite3.Connection, id_: str) -> Doc | None:
+        """Read one document, or None."""
+        row = db.execute(f"SELECT doc FROM {self.table} WHERE id = ?", (id_,)).fetchone()  # noqa: S608
+        return orjson.loads(row[0]) if row else None
+
+    def put(self, db: sqlite3.Connection, doc: Doc) -> None:
+        """Write one document whole (insert or replace). Call it inside a write transaction."""
+        db.execute(
+            f"INSERT INTO {self.table} (id, doc) VALUES (?, ?) "  # noqa: S608
+            "ON CONFLICT (id) DO UPDATE SET doc = excluded.doc",
+            (doc["id"], orjson.dumps(doc).decode()),
+        )
+
+    def delete(self, db: sqlite3.Connection, ids: Iterable[str]) -> int:
+        """Delete documents; answers how many there were."""
+        return sum(
+            db.execute(f"DELETE FROM {self.table} WHERE id = ?", (id_,)).rowcount
+            for id_ in ids  # noqa: S608
+        )
+
+    # Many documents
+
+    def select(
+        self, db: sqlite3.Connection, where: str = "1", values: Sequence[Any] = (), tail: str = ""
+    ) -> list[Doc]:
+        """Read documents by an SQL condition over the columns (``where`` is code, never client text)."""
+        rows = db.execute(f"SELECT doc FROM {self.table} WHERE {where} {tail}", values)  # noqa: S608
+        return [orjson.loads(row[0]) for row in rows]
+
+    def count(self, db: sqlite3.Connection, where: str = "1", values: Sequence[Any] = ()) -> int:
+        """Count documents by an SQL condition over the columns."""
+        return int(db.execute(f"SELECT count(*) FROM {self.table} WHERE {where}", values).fetchone()[0])  # noqa: S608
+
+    def find(
+        self,
+        db: sqlite3.Connection,
+        args: Mapping[str, Any],
+        *,
+        where: str = "1",
+        values: Sequence[Any] = (),
+        default_order: Sequence[str] = (),
+        ignore: Iterable[str] = (),
+        scroll: dict[str, Any] | None = None,
+    ) -> list[Doc]:
+        """Answer a ``get_all`` call: filter, order, page, and keep ``only_fields``.
+
+        Args:
+            db: a read connection.
+            args: the call's arguments.
+            where: further SQL condition over the columns, with ``values``.
+            values: parameters of ``where``.
+            default_order: order when the call names none.
+            ignore: arguments that the caller handles itself.
+            scroll: receives ``scroll_id`` when the call scrolls.
+
+        Raises:
+            ApiError: 400 for an argument that is no filter here, or a bad value.
+        """
+        condition = self.where(args, ignore)
+        condition.add(where, *values)
+        order = self._order(args.get("order_by") or list(default_order))
+        offset, limit = self._page(args, scroll)
+        rows = db.execute(
+            f"SELECT doc FROM {self.table} WHERE {condition.sql()} {order} LIMIT ? OFFSET ?",  # noqa: S608
+            (*condition.values, limit, offset),
+        )
+        docs: list[Doc] = [orjson.loads(row[0]) for row in rows]
+        if scroll is not None and "scroll_id" in scroll:
+            scroll["scroll_id"] = f"{scroll['scroll_id'].split('.')[0]}.{offset + len(docs)}"
+        only = args.get("projection") or args.get("only_fields")
+        if only:
+            only = [only] if isinstance(only, str) else only
+            docs = [project_fields(doc, only) for doc in docs]
+        return docs
+
+    def where(self, args: Mapping[str, Any], ignore: Iterable[str] = ()) -> _Where:
+        """Translate a call's filters to SQL.
+
+        Raises:
+            ApiError: 400 for an unknown argument or a bad value.
+        """
+        spec, result, ignored = self.filters, _Where(), set(ignore) | _PAGING
+        for name, value in args.items():
+            if value is None or name in ignored:
+                continue
+            if name in spec.pattern:
+                if value != "":
+                    result.add(f"{self._expr(name)} REGEXP ?", _check_regex(name, value))
+            elif _matches(name, spec.lists):
+                self._list(result, name, value)
+            elif _matches(name, spec.ranges):
+                self._range(result, name, value)
+            elif name in spec.dates:
+                self._dates(result, name, value)
+            elif _matches(name, spec.equal):
+                result.add(f"{self._expr(name)} = ?", value)
+            elif name in ("_any_", "_or_"):
+                self._multi(result, value, " OR ")
+            elif name in ("_all_", "_and_"):
+                self._multi(result, value, " AND ")
+            elif name == "filters":
+                self._filters(result, value)
+            else:
+                raise errors.INVALID_FIELDS(f"{name} is not an argument of this call", fields=[name])
+        if text := args.get("search_text"):
+            fields = [name for name in ("name", "id", "comment") if name == "id" or name in spec.pattern]
+            like = "%" + str(text).replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
+            result.add(
+                " OR ".join(f"{self._expr(f)} LIKE ? ESCAPE '\\'" for f in fields), *[like] * len(fields)
+            )
+        return result
+
+    def _expr(self, path: str) -> str:
+        column = self._columns.get(path)
+        return column if column else f"json_extract(doc, '{_json_path(path)}')"
+
+    def _empty(self, path: str) -> str:
+        if path in self._lists:
+            return f"coalesce(json_array_length(doc, '{_json_path(path)}'), 0) = 0"
+        return f"{self._expr(path)} IS NULL"
+
+    def _contains(self, path: str, values: Sequence[Any]) -> tuple[str, list[Any]]:
+        """Condition: the field is (or its list holds) one of the values."""
+        marks = ", ".join("?" * len(values))
+        if path in self._lists:
+            source = f"json_each(doc, '{_json_path(path)}')"
+            return f"EXISTS (SELECT 1 FROM {source} WHERE value IN ({marks}))", list(values)  # noqa: S608
+        return f"{self._expr(path)} IN ({marks})", list(values)
+
+    def _list(self, result: _Where, name: str, data: Any) -> None:
+        terms = data if isinstance(data, list | tuple) else [data]
+        include: dict[str, list[str]] = {"any": [], "all": []}
+        exclude: list[str] = []
+        empty, negate, context, joint, legacy = False, False, "any", "", True
+        for term in terms:
+            if term is None:
+                empty = True
+                continue
+            if not isinstance(term, str):
+                raise errors.FIELDS_VALUE_ERROR(
+                    "invalid value type, string expected", field=name, value=str(term)
+                )
+            if term == "__$nop":
+                negate, context, legacy = False, "any", True
+            elif term.startswith("__$"):
+                if term == "__$not":
+                    negate = True
+                elif term in ("__$all", "__$and"):
+                    context, joint, legacy = "all", joint or " AND ", False
+                elif term in ("__$any", "__$or"):
+                    context, joint, legacy = "any", joint or " OR ", False
+                else:
+                    raise errors.FIELDS_VALUE_ERROR("Unsupported operator", field=name, operator=term)
+            elif negate or (legacy and term.startswith("-") and name not in ("id",)):
+                value = term if negate else term[1:]
+                if not value:
+                    raise errors.FIELDS_VALUE_ERROR(
+                        "Missing value after the exclude prefix -", field=name, value=""
+                    )
+                exclude.append(value)
+                negate = False
+            else:
+                include[context].append(term)
+        if negate:
+            raise errors.FIELDS_VALUE_ERROR("Value is expected after", operator="__$not")
+        parts: list[str] = []
+        values: list[Any] = []
+        for value_list, single in ((include["any"], False), (include["all"], True)):
+            for chunk in [[v] for v in value_list] if single else ([value_list] if value_list else []):
+                sql, bound = self._contains(name, chunk)
+                parts.append(sql)
+                values += bound
+        if exclude:
+            sql, bound = self._contains(name, exclude)
+            parts.append(f"NOT coalesce({sql}, 0)")
+            values += bound
+        sql = (joint or " AND ").join(parts) if parts else ""
+        if empty:
+            sql = f"({sql}) OR {self._empty(name)}" if sql else self._empty(name)
+        if sql:
+            result.add(sql, *values)
+
+    def _filters(self, result: _Where, data: Any) -> None:
+        if not isinstance(data, dict):
+            raise errors.FIELDS_VALUE_ERROR(
+                "invalid value type, object expected", field="filters", value=str(data)
+            )
+        for name, spec in data.items():
+            if not _matches(name, self.filters.lists):
+                raise errors.INVALID_FIELDS(f"{name} can not be filtered by", fields=[name])
+            if not isinstance(spec, dict) or set(spec) - {"any", "all", "op"}:
+                raise errors.VALIDATION_ERROR("invalid filter for field, any/all/op expected", field=name)
+            parts: list[str] = []
+            values: list[Any] = []
+            for kind in ("any", "all"):
+                group = spec.get(kind) or {}
+                if not isinstance(group, dict) or set(group) - {"include", "exclude"}:
+                    raise errors.VALIDATION_ERROR(
+                        "invalid filter for field, include/exclude expected", field=name
+                    )
+                inner: list[str] = []
+                for side in ("include", "exclude"):
+                    wanted = group.get(side) or []
+                    chunks = (
+                        [[v] for v in wanted if v is not None]
+                        if (kind == "all") == (side == "include")
+                        else ([[v for v in wanted if v is not None]])
+                    )
+                    tests = []
+                    for chunk in (c for c in chunks if c):
+                        sql, bound = self._contains(name, chunk)
+                        tests.append(sql)
+                        values += bound
+                    if tests:
+                        sql = " AND ".join(tests)
+                        inner.append(f"({sql})" if side == "include" else f"NOT coalesce(({sql}), 0)")
+                    if None in wanted:
+                        inner.append(f"{'NOT ' if side == 'exclude' else ''}({self._empty(name)})")
+                if inner:
+                    parts.append("(" + (" OR " if kind == "any" else " AND ").join(inner) + ")")
+            if parts:
+                result.add((" OR " if spec.get("op") == "or" else " AND ").join(parts), *values)
+
+    def _range(self, result: _Where, name: str, data: Any) -> None:
+        if not isinstance(data, list | tuple) or len(data) != 2:
+            raise errors.VALIDATION_ERROR(f"Min and max values should be specified for range field {name}")
+        low, high = data
+        if low is None and high is None:
+            raise errors.VALIDATION_ERROR(
+                f"At least one of min or max values should be provided for field {name}"
+            )
+        expr, parts, values = self._expr(name), [], []
+        if low is not None:
+            parts.append(f"{expr} >= ?")
+            values.append(_number(low) if name.startswith("last_metrics.") else low)
+        if high is not None:
+            parts.append(f"{expr} <= ?")
+            values.append(_number(high) if name.startswith("last_metrics.") else high)
+        sql = " AND ".join(parts)
+        result.add(f"({sql}) OR {expr} IS NULL" if low is None else sql, *values)
+
+    def _dates(self, result: _Where, name: str, data: Any) -> None:
+        conditions = data if isinstance(data, list) else [data]
+        if len(conditions) == 2 and not any(isinstance(c, str) and c[:1] in "<>" for c in conditions if c):
+            self._range(result, name, [parse_time(c) if c else None for c in conditions])
+            return
+        for text in conditions:
+            match = _DATE_CONDITION.match(str(text))
+            try:
+                moment = parse_time(match["value"]) if match else ""
+            except ValueError as error:
+                raise errors.FIELDS_VALUE_ERROR(f"{text!r} is no time", field=name) from error
+            result.add(f"{self._expr(name)} {(match and match['op']) or '='} ?", moment)
+
+    def _multi(self, result: _Where, data: Any, joint: str) -> None:
+        known = {"fields", "pattern", "datetime"}
+        if not isinstance(data, dict) or set(data) - known or not isinstance(data.get("fields"), list):
+            raise errors.FIELDS_VALUE_ERROR("incorrect field format", field="_any_")
+        parts = _Where()
+        for name in data["fields"]:
+            if data.get("pattern") is not None:
+                pattern = "(?i)" + _check_regex(str(name), data["pattern"])
+                parts.add(f"{self._expr(str(name))} REGEXP ?", pattern)
+            elif name in self.filters.dates:
+                inner = _Where()
+                self._dates(inner, name, data.get("datetime"))
+                parts.add(inner.sql(), *inner.values)
+        if parts.clauses:
+            result.add(joint.join(f"({c})" for c in parts.clauses), *parts.values)
+
+    def _order(self, order_by: Any) -> str:
+        fields = [order_by] if isinstance(order_by, str) else order_by
+        if not isinstance(fields, list) or not all(isinstance(f, str) for f in fields):
+            raise errors.FIELDS_TYPE_ERROR("a list of field names is expected", field="order_by")
+        terms = []
+        for name in fields:
+            path = name.lstrip("-")
+            if path == "@text_score":
+                continue
+            terms.append(f"{self._expr(path)} {'DESC' if name.startswith('-') else 'ASC'} NULLS LAST")
+        if fields and "id" not in (f.lstrip("-") for f in fields):
+            terms.append("id")
+        return f"ORDER BY {', '.join(terms)}" if terms else ""
+
+    def _page(self, args: Mapping[str, Any], scroll: dict[str, Any] | None) -> tuple[int, int]:
+        def integer(name: str, least: int) -> int | None:
+            value = args.get(name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+                raise errors.VALIDATION_ERROR(f"{name} must be an integer >= {least}", field=name)
+            return value
+
+        size, page, page_size, start = (
+            integer("size", 1), integer("page", 0), integer("page_size", 1), integer("start", 0),
+        )  # fmt: skip
+        if "scroll_id" in args or start is not None:
+            if size is None:
+                raise errors.VALIDATION_ERROR(
+                    "Integer size parameter greater than 1 should be provided when working with scroll"
+                )
+            if start is not None and "scroll_id" not in args:
+                return start, size
+            # The position lives in the id itself: no state to keep or to expire.
+            token = args["scroll_id"] or f"{new_id()}.0"
+            base, _, position = str(token).partition(".")
+            if not position.isdigit():
+                raise errors.INVALID_SCROLL_ID(scroll_id=token)
+            if scroll is not None:
+                scroll["scroll_id"] = f"{base}.{position}"
+            if args.get("refresh_scroll"):
+                return 0, max(int(position), size)
+            return int(position), size
+        limit = min(page_size or MAX_PAGE_SIZE, MAX_PAGE_SIZE)
+        return (page or 0) * limit, limit
+
+
+def _json_path(path: str) -> str:
+    """Make an SQLite JSON path of a dotted path.
+
+    Raises:
+        ApiError: 400 for a character that no field's name has.
+    """
+    if not path or any(c in path for c in "\"'\\\x00") or any(not part for part in path.split(".")):
+        raise errors.FIELDS_VALUE_ERROR(f"{path!r} is no field", field=path)
+    return "$" + "".join(f'."{part}"' for part in path.split("."))
+
+
+def _check_regex(name: str, pattern: Any) -> str:
+    if not isinstance(pattern, str):
+        raise errors.FIELDS_TYPE_ERROR("string expected", field=name)
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise errors.INVALID_REGEX_ERROR(str(error), field=name) from error
+    return pattern
+
+
+def _number(value: Any) -> Any:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return value

@@ -1,0 +1,1 @@
+"""The API's services; importing one registers its endpoints."""
