@@ -11,6 +11,7 @@ from collections.abc import Callable
 from . import services
 from ._auth import SCHEMA as AUTH_SCHEMA
 from ._auth import Authenticator
+from ._collections import SCHEMA as COLLECTIONS_SCHEMA
 from ._db import Database
 from ._rpc import State
 from ._settings import Settings
@@ -27,7 +28,7 @@ def create_state(settings: Settings) -> State:
     """
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     settings.files_dir.mkdir(parents=True, exist_ok=True)
-    schema = [AUTH_SCHEMA]
+    schema = [AUTH_SCHEMA, COLLECTIONS_SCHEMA]
     for module in sorted(pkgutil.iter_modules(services.__path__), key=lambda m: m.name):
         loaded = importlib.import_module(f"{services.__name__}.{module.name}")
         schema.append(getattr(loaded, "SCHEMA", ""))

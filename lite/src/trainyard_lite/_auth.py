@@ -129,7 +129,7 @@ class Authenticator:
         marks = ", ".join("?" * len(ids))
         with self._db.write() as db:
             for table, column in (("credential", "user"), ("user", "id")):
-                db.execute(f"DELETE FROM {table} WHERE {column} NOT IN ({marks})", ids)  # noqa: S608
+                db.execute(f"DELETE FROM {table} WHERE {column} NOT IN ({marks})", ids)
             db.execute("DELETE FROM credential WHERE from_config = 1")
             for user in users:
                 db.execute(
@@ -179,11 +179,7 @@ class Authenticator:
         identity = self._check_password(name, secret) or self._check_key(name, secret, worker or ip)
         if identity is None:
             self._throttle.failed(who)
-            text = (
-                "bad username or password"
-                if name in self._people
-                else "failed to locate provided credentials"
-            )
+            text = "bad username or password" if name in self._people else "failed to locate provided credentials"
             raise errors.INVALID_CREDENTIALS(text)
         self._throttle.succeeded(who)
         return identity
@@ -264,9 +260,7 @@ class Authenticator:
         claims = self._claims(token)
         if session := claims.get("session_id"):
             with self._db.write() as db:
-                db.execute(
-                    "INSERT OR IGNORE INTO revoked_token VALUES (?, ?)", (session, claims.get("exp", 0))
-                )
+                db.execute("INSERT OR IGNORE INTO revoked_token VALUES (?, ?)", (session, claims.get("exp", 0)))
             self._revoked.add(session)
 
     def _claims(self, token: str) -> Doc:
@@ -309,6 +303,4 @@ class Authenticator:
     def revoke_credentials(self, user: str, access_key: str) -> int:
         """Delete a key pair; answers how many there were."""
         with self._db.write() as db:
-            return db.execute(
-                "DELETE FROM credential WHERE user = ? AND access_key = ?", (user, access_key)
-            ).rowcount
+            return db.execute("DELETE FROM credential WHERE user = ? AND access_key = ?", (user, access_key)).rowcount

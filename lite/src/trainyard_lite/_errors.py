@@ -86,9 +86,7 @@ TASK_NOT_STARTED = ErrorKind(400, 111, "task not started (invalid task status)")
 TASK_IN_PROGRESS = ErrorKind(400, 112, "task in progress (invalid task status)")
 TASK_PUBLISHED = ErrorKind(400, 113, "task published (invalid task status)")
 TASK_STATUS_UNKNOWN = ErrorKind(400, 114, "task unknown (invalid task status)")
-FAILED_CHANGING_TASK_STATUS = ErrorKind(
-    400, 121, "failed changing task status. probably someone changed it before you"
-)
+FAILED_CHANGING_TASK_STATUS = ErrorKind(400, 121, "failed changing task status. probably someone changed it before you")
 MISSING_TASK_FIELDS = ErrorKind(400, 122, "task is missing expected fields")
 TASK_CANNOT_BE_DELETED = ErrorKind(400, 123, "task cannot be deleted")
 INVALID_TASK_TYPE = ErrorKind(400, 126, "invalid task type for this operations")
@@ -113,13 +111,9 @@ PROJECT_NOT_FOUND = ErrorKind(400, 403, "project not found")
 PROJECT_HAS_MODELS = ErrorKind(400, 405, "project has associated models")
 PROJECT_HAS_DATASETS = ErrorKind(400, 406, "project has associated non-empty datasets")
 INVALID_PROJECT_NAME = ErrorKind(400, 407, "invalid project name")
-CANNOT_UPDATE_PROJECT_LOCATION = ErrorKind(
-    400, 408, "Cannot update project location. Use projects.move instead"
-)
+CANNOT_UPDATE_PROJECT_LOCATION = ErrorKind(400, 408, "Cannot update project location. Use projects.move instead")
 PROJECT_PATH_EXCEEDS_MAX = ErrorKind(400, 409, "Project path exceed the maximum allowed depth")
-PROJECT_SOURCE_AND_DESTINATION_ARE_THE_SAME = ErrorKind(
-    400, 410, "Project has the same source and destination paths"
-)
+PROJECT_SOURCE_AND_DESTINATION_ARE_THE_SAME = ErrorKind(400, 410, "Project has the same source and destination paths")
 PROJECT_CANNOT_BE_MOVED_UNDER_ITSELF = ErrorKind(
     400, 411, "Project can not be moved under itself in the projects hierarchy"
 )
@@ -130,9 +124,7 @@ INVALID_QUEUE_OR_TASK_NOT_QUEUED = ErrorKind(400, 703, "invalid queue id or task
 REMOVED_DURING_REPOSITION = ErrorKind(400, 704, "task was removed by another party during reposition")
 TASK_ALREADY_QUEUED = ErrorKind(400, 706, "failed adding task to queue since task is already queued")
 NO_DEFAULT_QUEUE = ErrorKind(400, 707, "no queue is tagged as the default queue for this company")
-MULTIPLE_DEFAULT_QUEUES = ErrorKind(
-    400, 708, "more than one queue is tagged as the default queue for this company"
-)
+MULTIPLE_DEFAULT_QUEUES = ErrorKind(400, 708, "more than one queue is tagged as the default queue for this company")
 DATA_VALIDATION_ERROR = ErrorKind(400, 800, "data validation error")
 EXPECTED_UNIQUE_DATA = ErrorKind(
     400, 801, "value combination already exists (unique field already contains this value)"

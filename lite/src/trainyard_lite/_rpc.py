@@ -33,8 +33,8 @@ if typing.TYPE_CHECKING:
     from ._auth import Authenticator, Identity
 
 __all__ = [
-    "ENDPOINTS",
     "API_VERSION",
+    "ENDPOINTS",
     "Call",
     "Endpoint",
     "OpenRequest",
@@ -140,9 +140,7 @@ def endpoint(
     def register(handler: Handler) -> Handler:
         hints = typing.get_type_hints(handler)
         hints.pop("return", None)
-        request = next(
-            (t for t in hints.values() if isinstance(t, type) and issubclass(t, BaseModel)), Request
-        )
+        request = next((t for t in hints.values() if isinstance(t, type) and issubclass(t, BaseModel)), Request)
         ENDPOINTS[name] = Endpoint(name, since, handler, request, auth, frozenset(roles), fast)  # type: ignore[arg-type]
         return handler
 
@@ -201,9 +199,7 @@ def parse_request(model: type[Request] | type[OpenRequest], data: Doc, name: str
         problems = error.errors(include_url=False, include_input=False)
         unknown = [".".join(map(str, p["loc"])) for p in problems if p["type"] == "extra_forbidden"]
         if unknown:
-            raise errors.INVALID_FIELDS(
-                f"{name} does not know {', '.join(unknown)}", fields=unknown
-            ) from error
+            raise errors.INVALID_FIELDS(f"{name} does not know {', '.join(unknown)}", fields=unknown) from error
         missing = [".".join(map(str, p["loc"])) for p in problems if p["type"] == "missing"]
         if missing:
             raise errors.MISSING_REQUIRED_FIELDS(missing=missing) from error

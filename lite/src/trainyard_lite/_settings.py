@@ -146,9 +146,7 @@ def _people(api: ConfigTree, path: Path) -> list[User]:
             raise ConfigError(f"{place} needs username and password")
         if unknown := sorted(set(entry) - {"username", "password", "name"}):
             # The official server refuses to start with them: one file must serve both.
-            raise ConfigError(
-                f"{place} has the unknown key {unknown[0]!r}; username, password and name are known"
-            )
+            raise ConfigError(f"{place} has the unknown key {unknown[0]!r}; username, password and name are known")
         people.append(
             User(
                 id=user_id(str(username)),

@@ -143,9 +143,7 @@ class Collection:
             f",\n  {name} GENERATED ALWAYS AS (json_extract(doc, '{_json_path(path)}')) STORED"
             for name, path in columns.items()
         )
-        self.schema = (
-            f"CREATE TABLE IF NOT EXISTS {table} (id TEXT PRIMARY KEY, doc TEXT NOT NULL{generated});\n"
-        )
+        self.schema = f"CREATE TABLE IF NOT EXISTS {table} (id TEXT PRIMARY KEY, doc TEXT NOT NULL{generated});\n"
         for index in indexed:
             name = index.replace(",", "_").replace(" ", "")
             self.schema += f"CREATE INDEX IF NOT EXISTS {table}_{name} ON {table} ({index});\n"
@@ -154,36 +152,30 @@ class Collection:
 
     def get(self, db: sqlite3.Connection, id_: str) -> Doc | None:
         """Read one document, or None."""
-        row = db.execute(f"SELECT doc FROM {self.table} WHERE id = ?", (id_,)).fetchone()  # noqa: S608
+        row = db.execute(f"SELECT doc FROM {self.table} WHERE id = ?", (id_,)).fetchone()
         return orjson.loads(row[0]) if row else None
 
     def put(self, db: sqlite3.Connection, doc: Doc) -> None:
         """Write one document whole (insert or replace). Call it inside a write transaction."""
         db.execute(
-            f"INSERT INTO {self.table} (id, doc) VALUES (?, ?) "  # noqa: S608
-            "ON CONFLICT (id) DO UPDATE SET doc = excluded.doc",
+            f"INSERT INTO {self.table} (id, doc) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET doc = excluded.doc",
             (doc["id"], orjson.dumps(doc).decode()),
         )
 
     def delete(self, db: sqlite3.Connection, ids: Iterable[str]) -> int:
         """Delete documents; answers how many there were."""
-        return sum(
-            db.execute(f"DELETE FROM {self.table} WHERE id = ?", (id_,)).rowcount
-            for id_ in ids  # noqa: S608
-        )
+        return sum(db.execute(f"DELETE FROM {self.table} WHERE id = ?", (id_,)).rowcount for id_ in ids)
 
     # Many documents
 
-    def select(
-        self, db: sqlite3.Connection, where: str = "1", values: Sequence[Any] = (), tail: str = ""
-    ) -> list[Doc]:
+    def select(self, db: sqlite3.Connection, where: str = "1", values: Sequence[Any] = (), tail: str = "") -> list[Doc]:
         """Read documents by an SQL condition over the columns (``where`` is code, never client text)."""
-        rows = db.execute(f"SELECT doc FROM {self.table} WHERE {where} {tail}", values)  # noqa: S608
+        rows = db.execute(f"SELECT doc FROM {self.table} WHERE {where} {tail}", values)
         return [orjson.loads(row[0]) for row in rows]
 
     def count(self, db: sqlite3.Connection, where: str = "1", values: Sequence[Any] = ()) -> int:
         """Count documents by an SQL condition over the columns."""
-        return int(db.execute(f"SELECT count(*) FROM {self.table} WHERE {where}", values).fetchone()[0])  # noqa: S608
+        return int(db.execute(f"SELECT count(*) FROM {self.table} WHERE {where}", values).fetchone()[0])
 
     def find(
         self,
@@ -215,7 +207,7 @@ class Collection:
         order = self._order(args.get("order_by") or list(default_order))
         offset, limit = self._page(args, scroll)
         rows = db.execute(
-            f"SELECT doc FROM {self.table} WHERE {condition.sql()} {order} LIMIT ? OFFSET ?",  # noqa: S608
+            f"SELECT doc FROM {self.table} WHERE {condition.sql()} {order} LIMIT ? OFFSET ?",
             (*condition.values, limit, offset),
         )
         docs: list[Doc] = [orjson.loads(row[0]) for row in rows]
@@ -259,9 +251,7 @@ class Collection:
         if text := args.get("search_text"):
             fields = [name for name in ("name", "id", "comment") if name == "id" or name in spec.pattern]
             like = "%" + str(text).replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
-            result.add(
-                " OR ".join(f"{self._expr(f)} LIKE ? ESCAPE '\\'" for f in fields), *[like] * len(fields)
-            )
+            result.add(" OR ".join(f"{self._expr(f)} LIKE ? ESCAPE '\\'" for f in fields), *[like] * len(fields))
         return result
 
     def _expr(self, path: str) -> str:
@@ -278,7 +268,7 @@ class Collection:
         marks = ", ".join("?" * len(values))
         if path in self._lists:
             source = f"json_each(doc, '{_json_path(path)}')"
-            return f"EXISTS (SELECT 1 FROM {source} WHERE value IN ({marks}))", list(values)  # noqa: S608
+            return f"EXISTS (SELECT 1 FROM {source} WHERE value IN ({marks}))", list(values)
         return f"{self._expr(path)} IN ({marks})", list(values)
 
     def _list(self, result: _Where, name: str, data: Any) -> None:
@@ -291,9 +281,7 @@ class Collection:
                 empty = True
                 continue
             if not isinstance(term, str):
-                raise errors.FIELDS_VALUE_ERROR(
-                    "invalid value type, string expected", field=name, value=str(term)
-                )
+                raise errors.FIELDS_VALUE_ERROR("invalid value type, string expected", field=name, value=str(term))
             if term == "__$nop":
                 negate, context, legacy = False, "any", True
             elif term.startswith("__$"):
@@ -308,9 +296,7 @@ class Collection:
             elif negate or (legacy and term.startswith("-") and name not in ("id",)):
                 value = term if negate else term[1:]
                 if not value:
-                    raise errors.FIELDS_VALUE_ERROR(
-                        "Missing value after the exclude prefix -", field=name, value=""
-                    )
+                    raise errors.FIELDS_VALUE_ERROR("Missing value after the exclude prefix -", field=name, value="")
                 exclude.append(value)
                 negate = False
             else:
@@ -336,9 +322,7 @@ class Collection:
 
     def _filters(self, result: _Where, data: Any) -> None:
         if not isinstance(data, dict):
-            raise errors.FIELDS_VALUE_ERROR(
-                "invalid value type, object expected", field="filters", value=str(data)
-            )
+            raise errors.FIELDS_VALUE_ERROR("invalid value type, object expected", field="filters", value=str(data))
         for name, spec in data.items():
             if not _matches(name, self.filters.lists):
                 raise errors.INVALID_FIELDS(f"{name} can not be filtered by", fields=[name])
@@ -349,9 +333,7 @@ class Collection:
             for kind in ("any", "all"):
                 group = spec.get(kind) or {}
                 if not isinstance(group, dict) or set(group) - {"include", "exclude"}:
-                    raise errors.VALIDATION_ERROR(
-                        "invalid filter for field, include/exclude expected", field=name
-                    )
+                    raise errors.VALIDATION_ERROR("invalid filter for field, include/exclude expected", field=name)
                 inner: list[str] = []
                 for side in ("include", "exclude"):
                     wanted = group.get(side) or []
@@ -380,9 +362,7 @@ class Collection:
             raise errors.VALIDATION_ERROR(f"Min and max values should be specified for range field {name}")
         low, high = data
         if low is None and high is None:
-            raise errors.VALIDATION_ERROR(
-                f"At least one of min or max values should be provided for field {name}"
-            )
+            raise errors.VALIDATION_ERROR(f"At least one of min or max values should be provided for field {name}")
         expr, parts, values = self._expr(name), [], []
         if low is not None:
             parts.append(f"{expr} >= ?")

@@ -85,9 +85,7 @@ class CreateCredentialsRequest(Request):
 
 def _own_keys(call: Call) -> str:
     if call.identity.user.startswith("__"):
-        raise errors.INVALID_USER_ID(
-            "protected identity: the keys of service accounts are set in secure.conf"
-        )
+        raise errors.INVALID_USER_ID("protected identity: the keys of service accounts are set in secure.conf")
     return call.identity.user
 
 
@@ -168,7 +166,7 @@ def _user(row: Any) -> Doc:
 
 
 def _users(call: Call, where: str = "1", values: tuple[Any, ...] = ()) -> list[Doc]:
-    rows = call.db.read().execute(f"SELECT * FROM user WHERE {where} ORDER BY name, id", values)  # noqa: S608
+    rows = call.db.read().execute(f"SELECT * FROM user WHERE {where} ORDER BY name, id", values)
     return [_user(row) for row in rows]
 
 
@@ -243,9 +241,7 @@ def get_all_ex(call: Call, request: GetAllUsersRequest) -> Doc:
 @endpoint("users.get_preferences", since="2.1")
 def get_preferences(call: Call, request: Request) -> Doc:
     """Read what the caller's pages remember."""
-    row = (
-        call.db.read().execute("SELECT preferences FROM user WHERE id = ?", (call.identity.user,)).fetchone()
-    )
+    row = call.db.read().execute("SELECT preferences FROM user WHERE id = ?", (call.identity.user,)).fetchone()
     return {"preferences": orjson.loads(row[0])}
 
 

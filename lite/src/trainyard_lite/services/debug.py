@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from .. import __version__
 from .._rpc import API_VERSION, ENDPOINTS, Call, OpenRequest, Request, endpoint
 from .._store import Doc
-from .. import __version__
 
 SERVER_VERSION = "2.3.0"  # the official server whose API is followed
 
@@ -51,9 +51,7 @@ def endpoints(call: Call, request: Request) -> Doc:
     """List the endpoints that lite has."""
     return {
         "endpoints": {
-            name: [
-                {"min_version": e.since, "required_fields": None, "request_data_model": e.request.__name__}
-            ]
+            name: [{"min_version": e.since, "required_fields": None, "request_data_model": e.request.__name__}]
             for name, e in sorted(ENDPOINTS.items())
         },
         "max_version": API_VERSION,
