@@ -58,7 +58,7 @@ def test_unknown_paths_are_named(api: TestClient, path: str, status: int, words:
 def test_a_body_that_is_no_object_is_refused(api: TestClient, body: bytes) -> None:
     answer = api.post("/auth.get_credentials", auth=AUTH, content=body)
     assert answer.status_code == 400
-    assert answer.json()["meta"]["result_msg"].startswith("bad request (the body")
+    assert answer.json()["meta"]["result_msg"].startswith("Bad request (the body")
 
 
 def test_an_unknown_argument_is_named(api: TestClient) -> None:
@@ -69,10 +69,10 @@ def test_an_unknown_argument_is_named(api: TestClient) -> None:
 
 def test_missing_and_wrong_arguments_are_named(api: TestClient) -> None:
     meta = api.post("/users.get_by_id", auth=AUTH, json={}).json()["meta"]
-    assert (meta["result_code"], meta["result_subcode"], meta["error_data"]) == (400, 11, {"missing": ["user"]})
+    assert (meta["result_code"], meta["result_subcode"], meta["error_data"]) == (400, 12, {"missing": ["user"]})
     meta = api.post("/users.get_by_id", auth=AUTH, json={"user": ["x"]}).json()["meta"]
     assert (meta["result_code"], meta["result_subcode"]) == (400, 12)
-    assert "user:" in meta["result_msg"]
+    assert "'user':" in meta["result_msg"]
 
 
 def test_a_huge_body_is_refused_before_it_is_read(api: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +89,7 @@ def test_compressed_bodies_are_refused_as_upstream(api: TestClient) -> None:
 
 def test_impersonation_is_refused_not_ignored(api: TestClient) -> None:
     answer = api.post("/users.get_all", auth=("SYSKEY", "SYSSECRET"), headers={"X-Clearml-Act-As": "__agent_a__"})
-    assert answer.json()["meta"]["result_subcode"] == 9999
+    assert (answer.status_code, answer.json()["meta"]["result_subcode"]) == (400, 6)
 
 
 NASTY = [

@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from typing import Any
+from urllib.parse import parse_qsl
 
 import orjson
 from starlette.applications import Starlette
@@ -50,11 +51,12 @@ async def _handle(state: State, request: Request) -> Response:
             raise errors.UNSUPPORTED_ENCODING(request.headers["content-encoding"])
         call.worker = request.headers.get("x-clearml-worker") or request.headers.get("x-trains-worker") or ""
         call.authorization = _authorization(state, request)
+        await _identify(call, target)  # before the body is read: a stranger may send none
         data = await _read(call, request)
         if target.fast:
-            result = _run(call, target, data)
+            result = invoke(call, target, data)
         else:
-            result = await run_in_threadpool(_run, call, target, data)
+            result = await run_in_threadpool(invoke, call, target, data)
         if isinstance(result, Response):
             return result
         code, subcode, message, error_data = 200, 0, "OK", {}
@@ -66,7 +68,7 @@ async def _handle(state: State, request: Request) -> Response:
     except Exception as error:
         _log.exception("%s failed", name)
         result, error_data = {}, {}
-        code, subcode, message = 500, 0, f"general server error: {type(error).__name__}: {error}"
+        code, subcode, message = 500, 0, f"General server error: {type(error).__name__}: {error}"
     content = _envelope(call, name, requested, actual, (code, subcode, message, error_data), result)
     response = Response(content, status_code=code, media_type="application/json", headers=headers)
     for key, value in call.cookies.items():
@@ -87,20 +89,25 @@ async def _handle(state: State, request: Request) -> Response:
     return response
 
 
-def _run(call: Call, target: Endpoint, data: Doc) -> Any:
-    if target.auth or call.authorization:
-        try:
-            call.identity = call.state.auth.authenticate(call.authorization, call.ip, call.worker)
-        except ApiError:
-            if target.auth:
-                raise
-    return invoke(call, target, data)
+async def _identify(call: Call, target: Endpoint) -> None:
+    if not target.auth and not call.authorization:
+        return
+    arguments = (call.authorization, call.ip, call.worker)
+    try:
+        if call.authorization.startswith("Basic"):  # a password's hash takes its time, on purpose
+            call.identity = await run_in_threadpool(call.state.auth.authenticate, *arguments)
+        else:
+            call.identity = call.state.auth.authenticate(*arguments)
+    except ApiError:
+        if target.auth:
+            raise
 
 
 def _authorization(state: State, request: Request) -> str:
-    for header in ("x-clearml-impersonate-as", "x-clearml-act-as"):
-        if request.headers.get(header):
-            raise errors.NOT_IMPLEMENTED(f"lite does not know the header {header}")
+    for brand in ("clearml", "trains"):
+        for header in (f"x-{brand}-impersonate-as", f"x-{brand}-act-as"):
+            if request.headers.get(header):
+                raise errors.IMPERSONATION_ERROR(f"impersonation not allowed, lite does not know the header {header}")
     header = request.headers.get("authorization", "")
     cookie = request.cookies.get(state.settings.cookie_name)
     return header or (f"Bearer {cookie}" if cookie else "")
@@ -114,13 +121,18 @@ async def _read(call: Call, request: Request) -> Doc:
             raise errors.PAYLOAD_TOO_LARGE(limit_bytes=MAX_BODY_BYTES)
         chunks.append(chunk)
     body = b"".join(chunks)
-    if request.headers.get("content-type", "").partition(";")[0].strip() == "application/json-lines":
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip()
+    if content_type == "application/json-lines":
         if len(body) > 1_000_000:
             call.batch = await run_in_threadpool(_json_lines, body)
         else:
             call.batch = _json_lines(body)
         return {}
-    data: Any = _loads(body) if body.strip() else {}
+    data: Any = {}
+    if content_type == "application/x-www-form-urlencoded":
+        data = {key: _query_value(value) for key, value in parse_qsl(body.decode("utf-8", "replace"))}
+    elif body.strip():
+        data = _loads(body)
     if data is None:
         data = {}
     if not isinstance(data, dict):
@@ -150,8 +162,10 @@ def _loads(body: bytes) -> Any:
         return orjson.loads(body)
     except orjson.JSONDecodeError:
         try:
-            return json.loads(body)  # NaN and Infinity: the SDK sends them, orjson refuses them
-        except (ValueError, RecursionError) as error:
+            data = json.loads(body)  # NaN and Infinity: the SDK sends them, orjson refuses them
+            orjson.dumps(data)  # but half characters and integers beyond 64 bits could not be stored or sent back
+            return data
+        except (ValueError, TypeError, RecursionError) as error:
             raise errors.BAD_REQUEST(f"the body is not JSON: {error}") from error
 
 
