@@ -283,7 +283,7 @@ class Authenticator:
                 "INSERT INTO credential (access_key, secret_hash, user, label, created) VALUES (?, ?, ?, ?, ?)",
                 (key, _hash_secret(secret), user, label, now()),
             )
-        return {"access_key": key, "secret_key": secret, "label": label}
+        return {"access_key": key, "secret_key": secret} | ({"label": label} if label else {})
 
     def list_credentials(self, user: str) -> list[Doc]:
         """List a user's key pairs, without secrets."""
@@ -291,7 +291,7 @@ class Authenticator:
             "SELECT access_key, last_used, last_used_from, label FROM credential WHERE user = ? ORDER BY created",
             (user,),
         )
-        return [dict(row) for row in rows]
+        return [{key: value for key, value in dict(row).items() if value is not None} for row in rows]
 
     def edit_credentials(self, user: str, access_key: str, label: str | None) -> int:
         """Rename a key pair; answers how many there were."""

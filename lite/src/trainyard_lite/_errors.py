@@ -48,7 +48,7 @@ class ErrorKind:
 
     def __call__(self, extra: str | None = None, /, **details: Any) -> ApiError:
         """Make the exception: ``message (extra): key=value, ...``, the form that ClearML prints."""
-        text = self.message
+        text = self.message.capitalize()
         if extra:
             text += f" ({extra})"
         if details:
@@ -66,6 +66,7 @@ def _format(value: Any) -> str:
 BAD_REQUEST = ErrorKind(400, 0, "bad request")
 NOT_SUPPORTED = ErrorKind(400, 1, "endpoint is not supported")
 INVALID_HEADERS = ErrorKind(400, 5, "invalid headers")
+IMPERSONATION_ERROR = ErrorKind(400, 6, "impersonation error")
 INVALID_ID = ErrorKind(400, 10, "invalid object id")
 MISSING_REQUIRED_FIELDS = ErrorKind(400, 11, "missing required fields")
 VALIDATION_ERROR = ErrorKind(400, 12, "validation error")

@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 API_VERSION = "2.34"
-_PATH = re.compile(r"^/?(?:v(?P<version>\d+(?:\.\d+)?)/)?(?P<name>[a-zA-Z_]\w+\.[a-zA-Z_]\w+)/?$")
+_PATH = re.compile(r"^/?(?:v(?P<version>\d+\.?\d+)/)?(?P<name>[a-zA-Z_]\w+\.[a-zA-Z_]\w+)/?$")
 
 
 class Request(BaseModel):
@@ -182,7 +182,7 @@ def invoke(call: Call, target: Endpoint, data: Doc) -> Any:
         ApiError: whatever is wrong with the call.
     """
     if target.auth and target.roles and call.identity.role not in target.roles:
-        raise errors.ROLE_NOT_ALLOWED(role=call.identity.role, allowed=sorted(target.roles))
+        raise errors.ROLE_NOT_ALLOWED(role=call.identity.role, allowed=sorted(target.roles, reverse=True))
     return target.handler(call, parse_request(target.request, data, target.name))
 
 
@@ -202,6 +202,8 @@ def parse_request(model: type[Request] | type[OpenRequest], data: Doc, name: str
             raise errors.INVALID_FIELDS(f"{name} does not know {', '.join(unknown)}", fields=unknown) from error
         missing = [".".join(map(str, p["loc"])) for p in problems if p["type"] == "missing"]
         if missing:
-            raise errors.MISSING_REQUIRED_FIELDS(missing=missing) from error
-        text = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in problems[:5])
+            refusal = errors.VALIDATION_ERROR("; ".join(f"error for field '{m}'. field is required!" for m in missing))
+            refusal.data = {"missing": missing}
+            raise refusal from error
+        text = "; ".join(f"error for field '{'.'.join(map(str, p['loc']))}': {p['msg']}" for p in problems[:5])
         raise errors.VALIDATION_ERROR(text) from error

@@ -26,7 +26,7 @@ def info(call: Call, request: Request) -> Doc:
         "version": SERVER_VERSION,
         "build": f"trainyard-lite-{__version__}",
         "commit": "trainyard-lite",
-        "uid": "trainyard-lite",
+        "api_version": API_VERSION,
     }
 
 
