@@ -185,7 +185,7 @@ def _text(value: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    return _text(str(value)[:100])
+    return _text(value)[:100] if isinstance(value, str) else f"of type {type(value).__name__}"
 
 
 def _name(value: Any) -> str:
@@ -242,14 +242,21 @@ def _number(value: Any) -> Any:
 
 
 def _json(value: Any) -> str:
+    """Format a value that an answer can hold some levels down, where orjson's limit of nesting is nearer."""
+    levels = 12
+    wrapped = value
+    for _ in range(levels):
+        wrapped = [wrapped]
     try:
-        return orjson.dumps(value).decode()
+        return orjson.dumps(wrapped)[levels:-levels].decode()
     except TypeError:
         pass
     try:  # integers beyond 64 bits, lone surrogates
-        return json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace").decode()
+        text = json.dumps(wrapped, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace").decode()
+        orjson.dumps(orjson.loads(text))
     except (TypeError, ValueError, RecursionError):
         raise _BadEventError("Error when indexing events batch") from None
+    return text[levels:-levels]
 
 
 def _extra(event: Doc, known: frozenset[str]) -> str | None:
