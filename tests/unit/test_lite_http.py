@@ -77,6 +77,11 @@ def test_an_unknown_argument_is_named(api: TestClient) -> None:
     assert "auth.create_credentials does not know lable" in meta["result_msg"]
 
 
+def test_the_method_that_the_sdk_sends_along_is_no_argument(api: TestClient) -> None:
+    assert api.request("GET", "/auth.get_credentials", auth=AUTH, json={"method": "get"}).status_code == 200
+    assert api.post("/auth.get_credentials", auth=AUTH, json={"method": "fly"}).status_code == 400
+
+
 def test_missing_and_wrong_arguments_are_named(api: TestClient) -> None:
     meta = api.post("/users.get_by_id", auth=AUTH, json={}).json()["meta"]
     assert (meta["result_code"], meta["result_subcode"], meta["error_data"]) == (400, 12, {"missing": ["user"]})

@@ -137,9 +137,16 @@ async def _read(call: Call, request: Request) -> Doc:
         data = {}
     if not isinstance(data, dict):
         raise errors.BAD_REQUEST(f"the body must be a JSON object, not {type(data).__name__}")
+    _drop_method(data)
     for key, value in request.query_params.multi_items():
         data.setdefault(key, _query_value(value))
     return data
+
+
+def _drop_method(data: Doc) -> None:
+    # The SDK (2.1.12) leaves the HTTP method that it uses among the arguments of nearly every call.
+    if data.get("method") in ("get", "post", "put"):
+        del data["method"]
 
 
 def _json_lines(body: bytes) -> list[Doc]:
@@ -153,6 +160,7 @@ def _json_lines(body: bytes) -> list[Doc]:
             raise errors.BAD_REQUEST(f"{error.message} in batch item #{number}") from error
         if not isinstance(item, dict):
             raise errors.BAD_REQUEST(f"json lines must contain objects, found: {type(item).__name__}")
+        _drop_method(item)
         items.append(item)
     return items
 
