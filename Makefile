@@ -1,0 +1,135 @@
+# Trainyard: one command brings the platform up. `make help` lists the others.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+.ONESHELL:
+
+# Which site: a folder below inventory/.
+SITE ?= local
+# Any Python from 3.11 on makes the tool environment.
+PYTHON ?= python3
+# More for ansible-playbook, e.g. ARGS="--check --diff" or ARGS="-e clearml_agent_force_restart=true".
+ARGS ?=
+
+ROOT := $(CURDIR)
+BUILD := $(ROOT)/build
+VENV := $(ROOT)/.venv
+BIN := $(VENV)/bin
+INVENTORY := $(ROOT)/inventory/$(SITE)
+VAULT := $(INVENTORY)/group_vars/all/vault.yml
+VAULT_PASSWORD := $(INVENTORY)/.vault_password
+SITE_FILE := $(BUILD)/site-$(SITE).json
+STAGES := $(BUILD)/stages.json
+
+export ANSIBLE_CONFIG := $(ROOT)/ansible/ansible.cfg
+export ANSIBLE_VAULT_PASSWORD_FILE := $(VAULT_PASSWORD)
+export PATH := $(BIN):$(PATH)
+# uv asks the system's authorities too, so that a site's own CA counts.
+export UV_SYSTEM_CERTS := true
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+PLAYBOOK = $(BIN)/ansible-playbook -i $(INVENTORY)
+STAGE = $(BIN)/python ansible/tools/stage.py --file $(STAGES)
+
+.PHONY: help
+help: ## show this list
+	@echo "Trainyard. Targets:"
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
+	@echo "Variables: SITE=local (a folder below inventory/)  ARGS='--check --diff'  CONFIRM=yes  FORCE=yes"
+
+.PHONY: up
+up: ## bring the platform up and train something real on it
+	@mkdir -p $(BUILD)
+	rm -f $(STAGES)
+	started=$$(date +%s.%N)
+	$(MAKE) tools
+	$(STAGE) --record tools --since "$$started"
+	$(MAKE) deploy
+	$(MAKE) verify
+
+.PHONY: deploy
+deploy: tools ## run the playbook for SITE, without the check at the end
+	@mkdir -p $(BUILD)
+	$(MAKE) secrets
+	$(STAGE) --playbook -- $(PLAYBOOK) ansible/site.yml $(ARGS)
+
+.PHONY: secrets
+secrets: tools ## generate what is missing of the site's secrets
+	@test -e $(VAULT_PASSWORD) || test -e $(VAULT) || (umask 077; $(BIN)/python -c 'import secrets; print("v" + secrets.token_urlsafe(32))' > $(VAULT_PASSWORD))
+	test -e $(VAULT_PASSWORD) || { echo "$(VAULT) is there, but $(VAULT_PASSWORD) is not: put it back, or delete the first to start with new secrets" >&2; exit 1; }
+	$(STAGE) --run secrets -- $(PLAYBOOK) ansible/secrets.yml
+
+.PHONY: verify
+verify: tools ## submit the example training, wait for it, read everything back
+	@test -e $(SITE_FILE) || { echo "the site $(SITE) is not deployed from here: run make up SITE=$(SITE)" >&2; exit 1; }
+	$(BIN)/python ansible/tools/verify.py --site-file $(SITE_FILE) --stages $(STAGES) --vault-file $(VAULT) --vault-password-file $(VAULT_PASSWORD)
+
+.PHONY: login
+login: tools ## show the address, the login and its password
+	@$(BIN)/python ansible/tools/login.py --site-file $(SITE_FILE) --vault-file $(VAULT) --vault-password-file $(VAULT_PASSWORD)
+
+.PHONY: down
+down: tools ## stop everything, keep all data (FORCE=yes: even running experiments)
+	@$(PLAYBOOK) ansible/down.yml $(if $(filter yes,$(FORCE)),-e clearml_agent_force_restart=true) $(ARGS)
+
+.PHONY: destroy
+destroy: tools ## remove containers, settings and data after asking (CONFIRM=yes: without)
+	@$(PLAYBOOK) ansible/destroy.yml $(if $(CONFIRM),-e destroy_confirm=$(CONFIRM)) $(ARGS)
+	rm -f $(SITE_FILE)
+
+.PHONY: lint
+lint: tools-dev ## every linter, on everything
+	@$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/yamllint --strict .
+	$(BIN)/ansible-lint --offline
+	git ls-files -z -- '*.sh' .ci/run | xargs -0 -r $(BIN)/shellcheck
+	git ls-files -z -- '*Dockerfile*' | grep -zv dockerignore | xargs -0 -r $(BIN)/hadolint
+
+.PHONY: unit
+unit: tools-dev ## unit tests
+	@$(BIN)/pytest tests/unit
+
+.PHONY: e2e
+e2e: tools-dev ## the real SDK, agent and clearml-data against the deployed site
+	@$(BIN)/pytest tests/e2e
+
+.PHONY: molecule
+molecule: tools-dev ## the roles on a test host: check, converge, idempotence, verify
+	@cd ansible
+	$(BIN)/molecule test --scenario-name local
+
+.PHONY: bench
+bench: tools-dev ## print the benchmark table
+	@$(BIN)/python -m tests.bench
+
+.PHONY: idempotence
+idempotence: tools ## a second run of the playbook must change nothing
+	@mkdir -p $(BUILD)
+	$(PLAYBOOK) ansible/site.yml | tee $(BUILD)/second-run.log
+	! grep -E 'changed=[1-9]|failed=[1-9]|unreachable=[1-9]' $(BUILD)/second-run.log
+
+.PHONY: test
+test: ## lint, unit, up, a second run, e2e: what CI runs
+	@$(MAKE) lint
+	$(MAKE) unit
+	$(MAKE) up
+	$(MAKE) idempotence
+	$(MAKE) e2e
+
+.PHONY: test-all
+test-all: ## test, then molecule and the benchmarks
+	@$(MAKE) test
+	$(MAKE) molecule
+	$(MAKE) bench
+
+.PHONY: tools
+tools: $(VENV)/.tools-main ## prepare .venv with what deploys
+
+.PHONY: tools-dev
+tools-dev: $(VENV)/.tools-dev ## prepare .venv with what tests too
+
+$(VENV)/.tools-main $(VENV)/.tools-dev: $(VENV)/.tools-%: pyproject.toml uv.lock client/pyproject.toml lite/pyproject.toml ansible/tools/bootstrap.sh
+	@PYTHON=$(PYTHON) bash ansible/tools/bootstrap.sh $(VENV) $*

@@ -1,0 +1,279 @@
+# Part of Trainyard.
+"""Filters that work out workers and find the mistakes of an inventory."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["FilterModule"]
+
+SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\Z")
+SAFE_SECRET = re.compile(r"[A-Za-z][A-Za-z0-9_-]*\Z")
+HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?\Z")
+# Shipped in public with the official server and its tests: whoever reads its sources knows them.
+WELL_KNOWN = frozenset(  # starts of sha256
+    {
+        "12a64aebc6b32ca8",
+        "243dc384849c2f27",
+        "397d5a1d9bc2b920",
+        "4dd30d95c3c0e75a",
+        "5b5bdac1a0d4cf22",
+        "98098dd7eb042c94",
+        "984d287f13525ae8",
+        "a1e4036636b52f2c",
+        "b6bcb89784ec1098",
+        "de7c1fce12119657",
+        "e734a805d77c509f",
+    }
+)
+SUPPORTED = {"Debian": {"12", "13"}, "Ubuntu": {"22.04", "24.04", "26.04"}}
+
+
+def trainyard_workers(
+    node: Mapping[str, Any], explicit: Sequence[Mapping[str, Any]], common: Sequence[str], listed: Sequence[str]
+) -> dict[str, Any]:
+    """Give ``node`` with its workers: those told, else one per GPU, else one for the CPU."""
+    name = node["node"]
+    gpus = node["gpus"]
+    if isinstance(gpus, str):
+        gpus = [int(line) for line in listed if line.strip().isdigit()] if gpus == "auto" else []
+    if explicit:
+        entries = [dict(entry) for entry in explicit]
+    elif gpus:
+        # People count from one, the driver from zero.
+        entries = [{"name": f"{name}-{position}", "gpus": [gpu]} for position, gpu in enumerate(gpus, 1)]
+        if all(isinstance(gpu, int) for gpu in gpus):
+            entries = [{"name": f"{name}-{gpu + 1}", "gpus": [gpu]} for gpu in gpus]
+    else:
+        entries = [{"name": f"{name}-1", "gpus": []}]
+    workers = []
+    for entry in entries:
+        worker = str(entry.get("name", ""))
+        pinned = ",".join(str(gpu) for gpu in entry.get("gpus", []))
+        queues = list(entry.get("queues") or [worker, name, *common])
+        workers.append(
+            {
+                "name": worker,
+                "id": f"{worker}:gpu{pinned}" if pinned else worker,
+                "gpus": list(entry.get("gpus", [])),
+                "devices": f"--gpus {pinned}" if pinned else "--cpu-only",
+                "queues": list(dict.fromkeys(queues)),
+                "project": f"clearml-agent-{worker.lower()}",
+            }
+        )
+    descriptions = {}
+    for worker in workers:
+        for queue in worker["queues"]:
+            if queue == worker["name"]:
+                text = f"worker {queue} of node {name}"
+                text += f", GPU {','.join(map(str, worker['gpus']))}" if worker["gpus"] else ", CPU"
+            elif queue == name:
+                text = f"any worker of node {name}"
+            else:
+                text = "workers of several nodes"
+            descriptions.setdefault(queue, node["queue_descriptions"].get(queue, text))
+    return {**node, "workers": workers, "queues": descriptions}
+
+
+def trainyard_site_problems(hosts: Mapping[str, Mapping[str, Any]], declared: Mapping[str, str]) -> list[str]:
+    """Find what is wrong across hosts; ``hosts`` maps an inventory host to its description of workers."""
+    problems: list[str] = []
+    nodes: dict[str, str] = {}
+    names: dict[str, str] = {}
+    served: set[str] = set()
+    for host, node in sorted(hosts.items()):
+        name = str(node["node"])
+        if not SAFE_NAME.match(name):
+            problems.append(
+                f"{host}: clearml_node_name is {name!r}: a node's name becomes part of worker, queue and compose project "
+                "names; write letters, digits, - and _ only, first a letter or digit, e.g. 'train01'"
+            )
+        if name.lower() in nodes:
+            problems.append(
+                f"{host}: clearml_node_name is {name!r}, which {nodes[name.lower()]} has too (case does not count); "
+                f"write another one, e.g. {name + '-b'!r}"
+            )
+        nodes.setdefault(name.lower(), host)
+        problems += _node_problems(host, node, names)
+        for worker in node["workers"]:
+            served.update(worker["queues"])
+    for queue in sorted(set(declared) - served):
+        problems.append(
+            f"all: clearml_agent_queue_descriptions has the queue {queue!r}, which no worker serves: an experiment in it "
+            f"would wait for ever; add it to clearml_agent_common_queues or to a worker's queues, or remove it. "
+            f"Served are {', '.join(sorted(served)) or 'none'}"
+        )
+    return problems
+
+
+def _node_problems(host: str, node: Mapping[str, Any], names: dict[str, str]) -> list[str]:
+    problems = []
+    gpus = node["gpus"]
+    if isinstance(gpus, str) and gpus != "auto":
+        problems.append(f"{host}: clearml_agent_gpus is {gpus!r}; write auto, or a list of GPU indexes such as [0, 1]")
+    elif not isinstance(gpus, str):
+        problems += [
+            f"{host}: clearml_agent_gpus has {gpu!r}; write GPU indexes as whole numbers from 0, e.g. [0, 1]"
+            for gpu in gpus
+            if isinstance(gpu, bool) or not isinstance(gpu, int) or gpu < 0
+        ]
+        problems += [
+            f"{host}: clearml_agent_gpus has GPU {gpu} twice; write every GPU once"
+            for gpu in sorted({gpu for gpu in gpus if list(gpus).count(gpu) > 1}, key=str)
+        ]
+    variable = "clearml_agent_workers" if node["explicit"] else "clearml_agent_gpus"
+    owners: dict[Any, str] = {}
+    for worker in node["workers"]:
+        name = worker["name"]
+        if not SAFE_NAME.match(name):
+            problems.append(
+                f"{host}: {variable} has a worker named {name!r}; write letters, digits, - and _ only, "
+                "first a letter or digit, e.g. 'train01-big'"
+            )
+        if name.lower() in names:
+            problems.append(
+                f"{host}: {variable} has the worker {name!r}, which {names[name.lower()]} has too; "
+                "a worker's name must be unique in the site"
+            )
+        names.setdefault(name.lower(), host)
+        for gpu in worker["gpus"] if node["explicit"] else []:
+            if isinstance(gpu, bool) or not isinstance(gpu, int) or gpu < 0:
+                problems.append(
+                    f"{host}: {variable} gives worker {name!r} the GPU {gpu!r}; write its index, a whole number from 0"
+                )
+            elif gpu in owners:
+                problems.append(
+                    f"{host}: {variable} gives GPU {gpu} to the workers {owners[gpu]!r} and {name!r}; two experiments "
+                    "would share it: write it in one of them"
+                )
+            owners.setdefault(gpu, name)
+        for queue in worker["queues"]:
+            if not isinstance(queue, str) or not SAFE_NAME.match(queue) or len(queue) < 3:
+                problems.append(
+                    f"{host}: worker {name!r} serves the queue {queue!r}; write three or more letters, digits, - and _, "
+                    "first a letter or digit, e.g. 'all_gpus'"
+                )
+    for mount in node["mounts"]:
+        for key in ("source", "target"):
+            value = str(mount.get(key, mount.get("source", "")))
+            if not value.startswith("/") or re.search(r"[:\s]", value):
+                problems.append(
+                    f"{host}: clearml_agent_extra_mounts has the {key} {value!r}; write an absolute path without "
+                    "colons and spaces, e.g. '/data'"
+                )
+    poll = node["poll_seconds"]
+    if isinstance(poll, bool) or not isinstance(poll, (int, float)) or not 0.5 <= poll <= 60:
+        problems.append(f"{host}: clearml_agent_poll_seconds is {poll!r}; write seconds between 0.5 and 60, e.g. 2")
+    return problems
+
+
+def trainyard_secret_problems(secrets: Mapping[str, Any], host: str) -> list[str]:
+    """Find secrets that are missing, unsafe or known to everybody; never tells a value."""
+    problems = []
+    for name, value in sorted(secrets.items()):
+        text = "" if value is None else str(value)
+        if not text:
+            problems.append(f"{host}: {name} is missing; run ansible/secrets.yml (make up does), which generates it")
+        elif hashlib.sha256(text.encode()).hexdigest()[:16] in WELL_KNOWN:
+            problems.append(
+                f"{host}: {name} is a value that the official server ships in public (hidden here); remove it from "
+                "vault.yml and run ansible/secrets.yml, which generates one"
+            )
+        elif not isinstance(value, str) or not SAFE_SECRET.match(text):
+            odd = "".join(sorted({char for char in text if not re.match(r"[A-Za-z0-9_-]", char)}))
+            why = f"it holds {odd!r}" if odd else "it does not start with a letter"
+            problems.append(
+                f"{host}: {name} (value hidden) would be mangled by HOCON: {why}; write a letter and then only "
+                "A-Z a-z 0-9 _ -, or remove it and run ansible/secrets.yml, which generates one"
+            )
+        elif len(text) < 12:
+            problems.append(
+                f"{host}: {name} (value hidden) has {len(text)} characters; write 12 or more, "
+                "or remove it and run ansible/secrets.yml, which generates one"
+            )
+    return problems
+
+
+def trainyard_server_problems(server: Mapping[str, Any], host: str) -> list[str]:
+    """Find what is wrong with the server's settings."""
+    problems = []
+    address = str(server["host"])
+    if not HOST_NAME.match(address):
+        problems.append(
+            f"{host}: clearml_server_host is {address!r}; write the name or IPv4 address that nodes and browsers use, "
+            "without scheme, port or path, e.g. 'clearml.example.org' or '10.0.0.5'"
+        )
+    elif address in {"localhost", "127.0.0.1", "0.0.0.0"} or address.startswith("127."):  # noqa: S104
+        problems.append(
+            f"{host}: clearml_server_host is {address!r}, which inside an experiment's container is the container itself; "
+            "write the address that other machines use, e.g. '10.0.0.5'"
+        )
+    ports: dict[int, str] = {}
+    for name in ("api", "web", "files"):
+        variable, port = f"clearml_server_{name}_port", server["ports"][name]
+        if isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65535:
+            problems.append(f"{host}: {variable} is {port!r}; write a port from 1 to 65535, e.g. 8008")
+            continue
+        if port in ports:
+            problems.append(
+                f"{host}: {variable} is {port}, and so is {ports[port]}; two services cannot share a port: "
+                "write another one, e.g. 8080 for web, 8008 for the API, 8081 for files"
+            )
+        ports.setdefault(port, variable)
+    if server["flavor"] != "lite":
+        problems.append(
+            f"{host}: clearml_server_flavor is {server['flavor']!r}; only 'lite' can be deployed yet: write 'lite'"
+        )
+    return problems
+
+
+def trainyard_host_problems(
+    survey: Mapping[str, Any], facts: Mapping[str, Any], needs: Mapping[str, Any], host: str
+) -> list[str]:
+    """Find what is wrong with a machine: system, memory, disk, ports that something else has."""
+    problems = []
+    system, release = str(facts.get("distribution")), str(facts.get("distribution_version"))
+    known = SUPPORTED.get(system, set())
+    if needs["system"] and release not in known and release.split(".", maxsplit=1)[0] not in known:
+        wanted = ", ".join(f"{name} {' or '.join(sorted(versions))}" for name, versions in sorted(SUPPORTED.items()))
+        problems.append(
+            f"{host}: the system is {system} {release}; supported are {wanted}. Set preflight_check_system: false to try it"
+        )
+    if facts.get("architecture") != "x86_64":
+        problems.append(f"{host}: the machine is {facts.get('architecture')!r}; the images are made for x86_64")
+    if survey["memory_mb"] < needs["memory_mb"]:
+        problems.append(
+            f"{host}: the machine has {survey['memory_mb']} MB of memory, preflight_min_memory_mb asks for "
+            f"{needs['memory_mb']}; give it more, or write a smaller preflight_min_memory_mb"
+        )
+    for path, free in sorted(survey["free_mb"].items()):
+        if free < needs["disk_mb"]:
+            problems.append(
+                f"{host}: {path} has {free} MB of free disk, preflight_min_disk_mb asks for {needs['disk_mb']}; "
+                "free some, or write a smaller preflight_min_disk_mb"
+            )
+    for variable, port in sorted(needs["ports"].items()):
+        owner = survey["ports"].get(str(port))
+        if owner and owner["project"] != needs["project"]:
+            problems.append(
+                f"{host}: {variable} is {port}, and that port is taken by {owner['name']}; "
+                f"stop it, or write another port"
+            )
+    return problems
+
+
+class FilterModule:
+    """Tells Ansible the filters."""
+
+    def filters(self) -> dict[str, Any]:
+        """Give the filters by name."""
+        return {
+            "trainyard_workers": trainyard_workers,
+            "trainyard_site_problems": trainyard_site_problems,
+            "trainyard_secret_problems": trainyard_secret_problems,
+            "trainyard_server_problems": trainyard_server_problems,
+            "trainyard_host_problems": trainyard_host_problems,
+        }

@@ -1,0 +1,76 @@
+# Part of Trainyard.
+"""Call the ClearML API with what every host has: Python's own library."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from ansible.module_utils.urls import open_url
+
+__all__ = ["CONNECTION_ARGUMENTS", "Api", "ApiError"]
+
+CONNECTION_ARGUMENTS = {
+    "api_url": {"type": "str", "required": True},
+    "access_key": {"type": "str", "required": True, "no_log": True},
+    "secret_key": {"type": "str", "required": True, "no_log": True},
+    "ca_path": {"type": "path"},
+    "timeout": {"type": "int", "default": 60},
+}
+
+
+class ApiError(Exception):
+    """The server refused a call, or could not be reached; ``subcode`` is the server's, 0 when it gave none."""
+
+    def __init__(self, message: str, subcode: int = 0) -> None:
+        super().__init__(message)
+        self.subcode = subcode
+
+
+class Api:
+    """A session with the server, logged in with a key pair; waits for a server that is just starting."""
+
+    def __init__(self, params: dict[str, Any]) -> None:
+        self._url = params["api_url"].rstrip("/")
+        self._ca = params["ca_path"] or None
+        self._token = ""
+        deadline = time.monotonic() + params["timeout"]
+        while True:
+            try:
+                self._token = self._send(
+                    "auth.login", {}, url_username=params["access_key"], url_password=params["secret_key"]
+                )["token"]
+                return
+            except ApiError as error:
+                if error.subcode or time.monotonic() > deadline:
+                    raise
+            time.sleep(1)
+
+    def call(self, endpoint: str, data: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Call an endpoint and give its data."""
+        return self._send(endpoint, data or {})
+
+    def _send(self, endpoint: str, data: dict[str, Any], **credentials: Any) -> dict[str, Any]:
+        headers = {"Content-Type": "application/json"}
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
+        try:
+            answer = open_url(
+                f"{self._url}/{endpoint}",
+                method="POST",
+                data=json.dumps(data),
+                headers=headers,
+                timeout=15,
+                ca_path=self._ca,
+                force_basic_auth=bool(credentials),
+                **credentials,
+            )
+            return json.load(answer)["data"]
+        except Exception as error:
+            body = getattr(error, "read", bytes)()
+            try:
+                meta = json.loads(body)["meta"]
+            except (ValueError, KeyError, TypeError):
+                raise ApiError(f"{self._url}/{endpoint}: {error}") from error
+            raise ApiError(f"{endpoint}: {meta['result_msg']}", meta["result_subcode"]) from error
