@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from ansible.parsing.dataloader import DataLoader  # type: ignore[import-untyped]
-from ansible.parsing.vault import AnsibleVaultError, get_file_vault_secret  # type: ignore[import-untyped]
+import yaml
+from ansible.parsing.vault import AnsibleVaultError
 from clearml_api import ApiError, ClearmlApi, Json
+from login import vault_values
 from PIL import Image
 from rich.console import Console
 from rich.live import Live
@@ -162,15 +163,12 @@ def read_password(vault_file: Path, password_file: Path) -> str:
     for path in (vault_file, password_file):
         if not path.is_file():
             raise InputError(f"cannot read {path}: no such file; run `make up`, which generates the site's secrets")
-    loader = DataLoader()
     try:
-        secret = get_file_vault_secret(filename=str(password_file), loader=loader)
-        secret.load()
-        loader.set_vault_secrets([("default", secret)])
-        values = loader.load_from_file(str(vault_file), unsafe=True) or {}
-        password = values.get(PASSWORD_KEY)
+        password = vault_values(vault_file, password_file).get(PASSWORD_KEY)
     except AnsibleVaultError as error:
         raise InputError(f"cannot decrypt {vault_file} with the key in {password_file}") from error
+    except (yaml.YAMLError, TypeError, ValueError) as error:
+        raise InputError(f"{vault_file}: not a vaulted file of variables") from error
     if not password:
         raise InputError(f"{vault_file}: no {PASSWORD_KEY}")
     return str(password)
