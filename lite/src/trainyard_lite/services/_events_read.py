@@ -139,7 +139,7 @@ def histogram(db: sqlite3.Connection, series: Series, samples: int, axis: Axis) 
     cursor = db.cursor()
     cursor.row_factory = None
     if interval == 1 and axis == "iter":
-        rows = cursor.execute(f"SELECT iter, value FROM event_scalar WHERE {where} ORDER BY iter").fetchall()
+        rows = cursor.execute(f"SELECT iter, value * 1.0 FROM event_scalar WHERE {where} ORDER BY iter").fetchall()
     else:
         # Buckets begin at multiples of the interval; SQLite's division rounds towards zero, so count from the lowest.
         base = low // interval * interval
@@ -211,7 +211,7 @@ def _scalar(series: Series, row: Any, texts: _Texts) -> Doc:
 
 
 def _log(series: Series, row: Any, texts: _Texts) -> Doc:
-    _, time, lag, worker, iteration, level, msg, extra = row
+    _, time, lag, worker, iteration, level, msg, extra = row[:8]
     more: Doc = {}
     if level is not None:
         more["level"] = level

@@ -175,10 +175,10 @@ class _Owner:
     stats: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, what: str = "text") -> str:
     """Give a text that can be stored: lone surrogates, which no encoding has, become question marks."""
     if not isinstance(value, str):
-        raise _BadEventError("Error when indexing events batch")
+        raise _BadEventError(f"Invalid {what}: a string is expected")
     if value.isascii():
         return value
     return value.encode("utf-8", "replace").decode()
@@ -188,12 +188,12 @@ def _shown(value: Any) -> str:
     return _text(value)[:100] if isinstance(value, str) else f"of type {type(value).__name__}"
 
 
-def _name(value: Any) -> str:
+def _name(value: Any, what: str) -> str:
     if value is None:
         return ""
-    text = _text(value)
+    text = _text(value, what)
     if len(text) > _MAX_TEXT:
-        raise _BadEventError("Error when indexing events batch")
+        raise _BadEventError(f"Invalid {what}: longer than {_MAX_TEXT} characters")
     return text
 
 
@@ -201,7 +201,7 @@ def _iteration(value: Any) -> int:
     try:
         number = int(value)
     except (TypeError, ValueError, OverflowError):
-        raise _BadEventError("Iteration number should be an integer") from None
+        raise _BadEventError("Invalid iter: an integer is expected") from None
     if not -_MAX_ITER <= number <= _MAX_ITER:
         raise _BadEventError(f"Iteration number should not exceed {_MAX_ITER}")
     return number
@@ -215,13 +215,13 @@ def _time(value: Any) -> int:
             moment = datetime.fromisoformat(value)
             number = round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
         except (ValueError, OverflowError):
-            raise _BadEventError("Error when indexing events batch") from None
+            raise _BadEventError("Invalid timestamp: milliseconds since 1970 are expected") from None
     elif isinstance(value, float) and math.isfinite(value):
         number = int(value)
     else:
-        raise _BadEventError("Error when indexing events batch")
+        raise _BadEventError("Invalid timestamp: milliseconds since 1970 are expected")
     if not 0 <= number < 2**53:
-        raise _BadEventError("Error when indexing events batch")
+        raise _BadEventError("Invalid timestamp: milliseconds since 1970 are expected")
     return number
 
 
@@ -238,7 +238,7 @@ def _number(value: Any) -> Any:
             pass
     elif value is None:
         return None
-    raise _BadEventError("Error when indexing events batch")
+    raise _BadEventError("Invalid value: a finite number is expected")
 
 
 def _json(value: Any) -> str:
@@ -255,7 +255,7 @@ def _json(value: Any) -> str:
         text = json.dumps(wrapped, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace").decode()
         orjson.dumps(orjson.loads(text))
     except (TypeError, ValueError, RecursionError):
-        raise _BadEventError("Error when indexing events batch") from None
+        raise _BadEventError("Invalid field: too deep, or no JSON") from None
     return text[levels:-levels]
 
 
@@ -319,15 +319,15 @@ def _prepare_one(event: Doc, worker: str, written: int, owners: dict[str, _Owner
     iteration = NO_ITER if raw_iter is None else raw_iter if type(raw_iter) is int else _iteration(raw_iter)
     if raw_iter is not None and not -_MAX_ITER <= iteration <= _MAX_ITER:
         raise _BadEventError(f"Iteration number should not exceed {_MAX_ITER}")
-    metric, variant = _name(event.get("metric")), _name(event.get("variant"))
-    source = _name(event["worker"]) if event.get("worker") is not None else worker
+    metric, variant = _name(event.get("metric"), "metric"), _name(event.get("variant"), "variant")
+    source = _name(event["worker"], "worker") if event.get("worker") is not None else worker
     key = (kind, metric, variant)
 
     if kind == SCALAR:
         value = _number(event["values"] if "values" in event else event.get("value"))
         label = event.get("x_axis_label")
         if label is not None:
-            label = _name(label)
+            label = _name(label, "x_axis_label")
         extra = _extra(event, _SCALAR_FIELDS)
         series = owner.series.get(key) or owner.series.setdefault(key, _Series(kind, metric, variant))
         series.scalars[iteration] = (value, moment_ms, source, extra)
@@ -339,9 +339,9 @@ def _prepare_one(event: Doc, worker: str, written: int, owners: dict[str, _Owner
         message = event.get("msg")
         if isinstance(message, int | float):
             message = str(message)
-        message = None if message is None else _text(message)
+        message = None if message is None else _text(message, "msg")
         level = event.get("level")
-        level = None if level is None else _name(str(level) if isinstance(level, int | float) else level)
+        level = None if level is None else _name(str(level) if isinstance(level, int | float) else level, "level")
         extra = _extra(event, _LOG_FIELDS)
         if moment is None:
             digest = os.urandom(8)  # no time of its own: nothing tells a repetition from a new line
@@ -387,8 +387,8 @@ def _document(
         "type": KIND_NAMES[kind],
         "task": owner.id,
         "timestamp": moment_ms,
-        "metric": _name(event.get("metric")),
-        "variant": _name(event.get("variant")),
+        "metric": _name(event.get("metric"), "metric"),
+        "variant": _name(event.get("variant"), "variant"),
         "worker": source,
         "model_event": owner.model,
         "@timestamp": format_written(written),
@@ -401,17 +401,17 @@ def _document(
         for item in value if isinstance(value, list) else [value]:
             _number(item)
     elif kind == IMAGE:
-        url = None if event.get("url") is None else _name(event["url"])
+        url = None if event.get("url") is None else _name(event["url"], "url")
     else:
         plot = event.get("plot_str")
         if plot is not None:
-            doc["plot_str"] = plot = _text(plot)
+            doc["plot_str"] = plot = _text(plot, "plot_str")
         doc.pop("skip_validation", None)
         doc["plot_len"] = len(plot or "")
         if urls := sorted(set(_URLS.findall(plot or ""))):
             doc["source_urls"] = urls
     key = event.get("key")
-    return (iteration, "" if key is None else _name(str(key)), moment_ms, url, _json(doc))
+    return (iteration, "" if key is None else _name(key, "key"), moment_ms, url, _json(doc))
 
 
 def add_events(db: Database, user: str, events: Sequence[Doc], worker: str) -> Doc:
@@ -551,7 +551,7 @@ def _merge_metric(entry: Doc | None, series: _Series, count: int, total: float, 
     if entry.get("max_value") is None or high[2] > entry["max_value"]:
         entry["max_value"], entry["max_value_iteration"] = high[2], high[0]
     if entry.get("first_value") is None:
-        entry["first_value"], entry["first_value_iteration"] = first[2], first[0]
+        entry["first_value"], entry["first_value_iteration"] = float(first[2]), first[0]
     entry["count"] = count
     entry["mean_value"] = round(total / count, 2) if count else 0.0
     return entry
