@@ -8,6 +8,13 @@ __all__ = ["MODELS", "PROJECTS", "QUEUES", "SCHEMA", "TASKS"]
 
 TASKS = Collection(
     "task",
+    fields=(
+        "active_duration comment company completed configuration container created enqueue_status execution "
+        "hyperparams id last_change last_changed_by last_iteration last_metrics last_update last_worker "
+        "last_worker_report metric_stats models name output parent project published report report_assets "
+        "runtime script started status status_changed status_message status_reason system_tags tags type "
+        "unique_metrics user"
+    ),
     columns={
         "name": "name",
         "type": "type",
@@ -43,6 +50,11 @@ TASKS = Collection(
 
 MODELS = Collection(
     "model",
+    fields=(
+        "comment company created design framework id labels last_change last_changed_by last_iteration "
+        "last_metrics last_update metadata name parent project ready system_tags tags task unique_metrics uri "
+        "user"
+    ),
     columns={
         "name": "name",
         "project": "project",
@@ -69,6 +81,10 @@ MODELS = Collection(
 
 PROJECTS = Collection(
     "project",
+    fields=(
+        "basename company created default_output_destination description featured id last_update name parent "
+        "path system_tags tags user"
+    ),
     columns={
         "name": "name",
         "basename": "basename",
@@ -89,6 +105,7 @@ PROJECTS = Collection(
 
 QUEUES = Collection(
     "queue",
+    fields="company created display_name entries id last_update metadata name system_tags tags",
     columns={"name": "name", "created": "created", "last_update": "last_update", "display_name": "display_name"},
     filters=Filters(
         pattern=("name",), lists=("id", "tags", "system_tags", "metadata.*"), ranges=("created", "last_update")

@@ -120,6 +120,7 @@ class Collection:
 
     Args:
         table: the table's name.
+        fields: the top-level fields that a document may have, in one string: others cannot be asked for.
         columns: generated column name -> dotted path, each with an index when listed in ``indexed``.
         list_paths: paths that hold lists (filters look inside them).
         filters: what ``get_all`` may filter by.
@@ -130,6 +131,7 @@ class Collection:
         self,
         table: str,
         *,
+        fields: str,
         columns: Mapping[str, str],
         list_paths: Sequence[str] = ("tags", "system_tags"),
         filters: Filters | None = None,
@@ -138,6 +140,7 @@ class Collection:
         self.table = table
         self._columns = {path: name for name, path in columns.items()} | {"id": "id"}
         self._lists = frozenset(list_paths)
+        self._fields = frozenset(fields.split())
         self.filters = filters or Filters()
         generated = "".join(
             f",\n  {name} GENERATED ALWAYS AS (json_extract(doc, '{_json_path(path)}')) STORED"
@@ -213,11 +216,22 @@ class Collection:
         docs: list[Doc] = [orjson.loads(row[0]) for row in rows]
         if scroll is not None and "scroll_id" in scroll:
             scroll["scroll_id"] = f"{scroll['scroll_id'].split('.')[0]}.{offset + len(docs)}"
-        only = args.get("projection") or args.get("only_fields")
-        if only:
-            only = [only] if isinstance(only, str) else only
-            docs = [project_fields(doc, only) for doc in docs]
-        return docs
+        only = self.only_fields(args)
+        return [project_fields(doc, only) for doc in docs] if only else docs
+
+    def only_fields(self, args: Mapping[str, Any]) -> list[str]:
+        """Read which fields a call wants; empty means all.
+
+        Raises:
+            ApiError: 400 for a field that no document has.
+        """
+        only = args.get("projection") or args.get("only_fields") or []
+        only = [only] if isinstance(only, str) else only
+        if not isinstance(only, list) or not all(isinstance(name, str) for name in only):
+            raise errors.FIELDS_TYPE_ERROR("a list of field names is expected", field="only_fields")
+        if unknown := [name for name in only if _head(name) not in self._fields | {"*"}]:
+            raise errors.INVALID_FIELDS(fields=unknown, object=self.table.capitalize())
+        return [] if "*" in only else only
 
     def where(self, args: Mapping[str, Any], ignore: Iterable[str] = ()) -> _Where:
         """Translate a call's filters to SQL.
@@ -256,6 +270,8 @@ class Collection:
 
     def _expr(self, path: str) -> str:
         column = self._columns.get(path)
+        if _head(path) not in self._fields:
+            raise errors.FIELDS_LOOKUP_ERROR(err=f'Cannot resolve field "{path}"')
         return column if column else f"json_extract(doc, '{_json_path(path)}')"
 
     def _empty(self, path: str) -> str:
@@ -445,6 +461,10 @@ class Collection:
             return int(position), size
         limit = min(page_size or MAX_PAGE_SIZE, MAX_PAGE_SIZE)
         return (page or 0) * limit, limit
+
+
+def _head(path: str) -> str:
+    return path.removeprefix("-").partition(".")[0]
 
 
 def _json_path(path: str) -> str:
