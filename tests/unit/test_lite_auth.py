@@ -113,6 +113,12 @@ def test_forged_expired_and_foreign_tokens_are_refused(api: TestClient) -> None:
         assert (status, body["meta"]["result_subcode"]) == (401, 30), token  # type: ignore[index]
 
 
+def test_the_token_tells_clients_what_the_server_can_do(api: TestClient) -> None:
+    claims = jwt.decode(login(api), TOKEN_SECRET, algorithms=["HS256"])
+    assert claims["api_version"] == "2.34"  # without it the SDK believes in 2.9
+    assert (claims["server_version"], claims["feature_set"]) == ("2.3.0", "basic")
+
+
 def test_the_role_is_looked_up_not_believed(api: TestClient) -> None:
     identity = {"user": "__agent_a__", "role": "system"}
     token = jwt.encode({"identity": identity, "exp": int(time.time()) + 60}, TOKEN_SECRET, algorithm="HS256")

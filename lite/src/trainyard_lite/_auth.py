@@ -23,6 +23,7 @@ import jwt
 from . import _errors as errors
 from ._clock import now
 from ._db import Database
+from ._rpc import API_VERSION, SERVER_VERSION
 from ._settings import COMPANY_ID, Settings, User
 from ._store import Doc, new_id
 
@@ -236,6 +237,11 @@ class Authenticator:
             "exp": moment + life,
             "session_id": new_id(),
             "env": "<unknown>",
+            # Clients read here what the server can do: without it, SDK and agent fall back to calls of old.
+            "api_version": API_VERSION,
+            "server_version": SERVER_VERSION,
+            "server_build": "trainyard-lite",
+            "feature_set": "basic",
         }
         return jwt.encode(claims, self._settings.token_secret, algorithm="HS256")
 

@@ -35,6 +35,7 @@ if typing.TYPE_CHECKING:
 __all__ = [
     "API_VERSION",
     "ENDPOINTS",
+    "SERVER_VERSION",
     "Call",
     "Endpoint",
     "OpenRequest",
@@ -45,6 +46,7 @@ __all__ = [
 ]
 
 API_VERSION = "2.34"
+SERVER_VERSION = "2.3.0"  # the official server whose API is followed
 _PATH = re.compile(r"^/?(?:v(?P<version>\d+\.?\d+)/)?(?P<name>[a-zA-Z_]\w+\.[a-zA-Z_]\w+)/?$")
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from .. import __version__
-from .._rpc import API_VERSION, ENDPOINTS, Call, OpenRequest, Request, endpoint
+from .._rpc import API_VERSION, ENDPOINTS, SERVER_VERSION, Call, OpenRequest, Request, endpoint
 from .._store import Doc
-
-SERVER_VERSION = "2.3.0"  # the official server whose API is followed
 
 
 @endpoint("debug.ping", auth=False, fast=True)
