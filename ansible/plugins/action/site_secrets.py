@@ -15,6 +15,7 @@ import bcrypt
 import yaml
 from ansible.errors import AnsibleActionFail
 from ansible.parsing.vault import AnsibleVaultError, VaultLib, VaultSecret
+
 from ansible.plugins.action import ActionBase
 
 # Known to everybody: the official server ships them, see FACTS in the design.

@@ -3,22 +3,23 @@
 
 from __future__ import annotations
 
-DOCUMENTATION = r"""
-name: trainyard_stages
-type: aggregate
-short_description: Write down how long each role took
-description:
-  - Adds the seconds of each role to the JSON file that the environment variable TRAINYARD_STAGES names; without it does nothing.
-requirements:
-  - enable it in the configuration
-"""
-
 import json
 import os
 import time
 from pathlib import Path
 
 from ansible.plugins.callback import CallbackBase
+
+DOCUMENTATION = r"""
+name: trainyard_stages
+type: aggregate
+short_description: Write down how long each role took
+description:
+  - Adds the seconds of each role to the JSON file that the environment variable TRAINYARD_STAGES names.
+  - Does nothing without that variable.
+requirements:
+  - enable it in the configuration
+"""
 
 
 class CallbackModule(CallbackBase):

@@ -88,8 +88,8 @@ def trainyard_site_problems(hosts: Mapping[str, Mapping[str, Any]], declared: Ma
         name = str(node["node"])
         if not SAFE_NAME.match(name):
             problems.append(
-                f"{host}: clearml_node_name is {name!r}: a node's name becomes part of worker, queue and compose project "
-                "names; write letters, digits, - and _ only, first a letter or digit, e.g. 'train01'"
+                f"{host}: clearml_node_name is {name!r}: a node's name becomes part of worker, queue and compose "
+                "project names; write letters, digits, - and _ only, first a letter or digit, e.g. 'train01'"
             )
         if name.lower() in nodes:
             problems.append(
@@ -102,8 +102,8 @@ def trainyard_site_problems(hosts: Mapping[str, Mapping[str, Any]], declared: Ma
             served.update(worker["queues"])
     for queue in sorted(set(declared) - served):
         problems.append(
-            f"all: clearml_agent_queue_descriptions has the queue {queue!r}, which no worker serves: an experiment in it "
-            f"would wait for ever; add it to clearml_agent_common_queues or to a worker's queues, or remove it. "
+            f"all: clearml_agent_queue_descriptions has the queue {queue!r}, which no worker serves: an experiment in "
+            f"it would wait for ever; add it to clearml_agent_common_queues or to a worker's queues, or remove it. "
             f"Served are {', '.join(sorted(served)) or 'none'}"
         )
     return problems
@@ -153,8 +153,8 @@ def _node_problems(host: str, node: Mapping[str, Any], names: dict[str, str]) ->
         for queue in worker["queues"]:
             if not isinstance(queue, str) or not SAFE_NAME.match(queue) or len(queue) < 3:
                 problems.append(
-                    f"{host}: worker {name!r} serves the queue {queue!r}; write three or more letters, digits, - and _, "
-                    "first a letter or digit, e.g. 'all_gpus'"
+                    f"{host}: worker {name!r} serves the queue {queue!r}; write three or more letters, digits, - "
+                    "and _, first a letter or digit, e.g. 'all_gpus'"
                 )
     for mount in node["mounts"]:
         for key in ("source", "target"):
@@ -208,7 +208,7 @@ def trainyard_server_problems(server: Mapping[str, Any], host: str) -> list[str]
         )
     elif address in {"localhost", "127.0.0.1", "0.0.0.0"} or address.startswith("127."):  # noqa: S104
         problems.append(
-            f"{host}: clearml_server_host is {address!r}, which inside an experiment's container is the container itself; "
+            f"{host}: clearml_server_host is {address!r}, which in an experiment's container is the container itself; "
             "write the address that other machines use, e.g. '10.0.0.5'"
         )
     ports: dict[int, str] = {}
@@ -240,7 +240,8 @@ def trainyard_host_problems(
     if needs["system"] and release not in known and release.split(".", maxsplit=1)[0] not in known:
         wanted = ", ".join(f"{name} {' or '.join(sorted(versions))}" for name, versions in sorted(SUPPORTED.items()))
         problems.append(
-            f"{host}: the system is {system} {release}; supported are {wanted}. Set preflight_check_system: false to try it"
+            f"{host}: the system is {system} {release}; supported are {wanted}. "
+            "Set preflight_check_system: false to try it"
         )
     if facts.get("architecture") != "x86_64":
         problems.append(f"{host}: the machine is {facts.get('architecture')!r}; the images are made for x86_64")

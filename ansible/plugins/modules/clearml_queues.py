@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.clearml_api import CONNECTION_ARGUMENTS, Api, ApiError
+
 DOCUMENTATION = r"""
 module: clearml_queues
 short_description: Create the queues that are missing and keep their descriptions
@@ -46,9 +49,6 @@ described:
   type: list
   returned: always
 """
-
-from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.clearml_api import CONNECTION_ARGUMENTS, Api, ApiError
 
 NOT_UNIQUE = 801
 

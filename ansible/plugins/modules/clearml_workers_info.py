@@ -4,6 +4,11 @@
 
 from __future__ import annotations
 
+import time
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.clearml_api import CONNECTION_ARGUMENTS, Api, ApiError
+
 DOCUMENTATION = r"""
 module: clearml_workers_info
 short_description: Tell which workers the server knows and what they run
@@ -41,11 +46,6 @@ workers:
   returned: always
 """
 
-import time
-
-from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.clearml_api import CONNECTION_ARGUMENTS, Api, ApiError
-
 
 def main() -> None:
     """Run the module."""
@@ -66,8 +66,8 @@ def main() -> None:
                 break
             if time.monotonic() > deadline:
                 module.fail_json(
-                    msg=f"after {module.params['timeout']} s the server does not know the workers {', '.join(missing)}; "
-                    "look into their logs: docker logs clearml-agent-<worker>-agent-1"
+                    msg=f"after {module.params['timeout']} s the server does not know the workers "
+                    f"{', '.join(missing)}; look into their logs: docker logs clearml-agent-<worker>-agent-1"
                 )
             time.sleep(0.5)
     except ApiError as error:

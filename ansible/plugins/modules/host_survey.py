@@ -4,6 +4,12 @@
 
 from __future__ import annotations
 
+import os
+import re
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
 DOCUMENTATION = r"""
 module: host_survey
 short_description: Tell a host's memory, free disk, and who listens on some ports
@@ -38,12 +44,6 @@ ports:
   returned: always
 """
 
-import os
-import re
-from pathlib import Path
-
-from ansible.module_utils.basic import AnsibleModule
-
 LISTEN = "0A"
 
 
@@ -70,7 +70,7 @@ def processes(inodes: set[str]) -> dict[str, str]:
     for process in Path("/proc").glob("[0-9]*"):
         try:
             for handle in (process / "fd").iterdir():
-                inode = wanted.get(os.readlink(handle))
+                inode = wanted.get(str(handle.readlink()))
                 if inode:
                     found[inode] = f"{(process / 'comm').read_text().strip()} (process {process.name})"
         except OSError:

@@ -1,0 +1,383 @@
+"""The shape of the roles, the names of workers, and the mistakes that the preflight must find."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+ROLES = sorted((ROOT / "ansible/roles").iterdir())
+NAMES = [role.name for role in ROLES]
+
+
+def load(path: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(Path(path).stem + "_under_test", ROOT / path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+trainyard = load("ansible/plugins/filter/trainyard.py")
+
+
+def options(role: Path) -> dict[str, Any]:
+    specs = yaml.safe_load((role / "meta/argument_specs.yml").read_text())
+    return specs["argument_specs"]["main"]["options"] or {}
+
+
+def defaults(role: Path) -> dict[str, Any]:
+    path = role / "defaults/main.yml"
+    return (yaml.safe_load(path.read_text()) or {}) if path.exists() else {}
+
+
+@pytest.mark.parametrize("role", ROLES, ids=NAMES)
+def test_every_input_has_a_default_or_is_required(role: Path) -> None:
+    told = options(role)
+    required = {name for name, option in told.items() if option.get("required")}
+    assert set(defaults(role)) == set(told) - required
+    assert not required & set(defaults(role)), "a required input has no default"
+
+
+@pytest.mark.parametrize("role", ROLES, ids=NAMES)
+def test_spec_tells_the_defaults_as_they_are(role: Path) -> None:
+    values = defaults(role)
+    wrong = {
+        name: (option["default"], values[name])
+        for name, option in options(role).items()
+        if "default" in option and option["default"] != values[name]
+    }
+    assert wrong == {}
+
+
+@pytest.mark.parametrize("role", ROLES, ids=NAMES)
+def test_every_input_is_described_and_named_after_its_role(role: Path) -> None:
+    for name, option in options(role).items():
+        assert name.startswith(f"{role.name}_"), name
+        assert option["description"], name
+        assert option["type"], name
+
+
+@pytest.mark.parametrize("role", ROLES, ids=NAMES)
+def test_every_role_has_the_same_files(role: Path) -> None:
+    for name in ("README.md", "defaults/main.yml", "meta/main.yml", "meta/argument_specs.yml", "tasks/main.yml"):
+        assert (role / name).is_file(), name
+    text = (role / "README.md").read_text()
+    assert role.name in text.splitlines()[0]
+
+
+# --- workers ---------------------------------------------------------------------------------------------------------
+
+
+def node(**settings: Any) -> dict[str, Any]:
+    return {
+        "node": "LARGE-GPU-1",
+        "gpus": "auto",
+        "poll_seconds": 2,
+        "mounts": [],
+        "explicit": False,
+        "queue_descriptions": {},
+        **settings,
+    }
+
+
+def test_a_worker_per_gpu_counts_names_from_one_and_gpus_from_zero() -> None:
+    got = trainyard.trainyard_workers(node(), [], ["all_gpus"], ["0", "1", "2", "3"])
+    assert [worker["id"] for worker in got["workers"]] == [f"LARGE-GPU-1-{n}:gpu{n - 1}" for n in (1, 2, 3, 4)]
+    fourth = got["workers"][3]
+    assert fourth["queues"] == ["LARGE-GPU-1-4", "LARGE-GPU-1", "all_gpus"]
+    assert fourth["devices"] == "--gpus 3"
+    assert fourth["project"] == "clearml-agent-large-gpu-1-4"
+    assert set(got["queues"]) == {"LARGE-GPU-1", "all_gpus", *(f"LARGE-GPU-1-{n}" for n in (1, 2, 3, 4))}
+
+
+def test_a_worker_keeps_its_number_when_another_gpu_is_left_out() -> None:
+    got = trainyard.trainyard_workers(node(gpus=[1, 2]), [], ["all_gpus"], [])
+    assert [worker["id"] for worker in got["workers"]] == ["LARGE-GPU-1-2:gpu1", "LARGE-GPU-1-3:gpu2"]
+
+
+@pytest.mark.parametrize("gpus", ["auto", []])
+def test_a_host_without_gpus_has_one_cpu_worker(gpus: Any) -> None:
+    got = trainyard.trainyard_workers(node(node="local", gpus=gpus), [], ["all_gpus"], [])
+    assert [(worker["id"], worker["devices"]) for worker in got["workers"]] == [("local-1", "--cpu-only")]
+    assert got["workers"][0]["queues"] == ["local-1", "local", "all_gpus"]
+
+
+def test_workers_by_hand_keep_their_queues() -> None:
+    explicit = [{"name": "big", "gpus": [0, 1], "queues": ["big", "all_gpus"]}, {"name": "small", "gpus": [2]}]
+    got = trainyard.trainyard_workers(node(explicit=True), explicit, ["all_gpus"], [])
+    assert [worker["id"] for worker in got["workers"]] == ["big:gpu0,1", "small:gpu2"]
+    assert [worker["queues"] for worker in got["workers"]] == [
+        ["big", "all_gpus"],
+        ["small", "LARGE-GPU-1", "all_gpus"],
+    ]
+
+
+def test_a_description_from_the_inventory_wins() -> None:
+    told = {"all_gpus": "the first free one"}
+    got = trainyard.trainyard_workers(node(queue_descriptions=told), [], ["all_gpus"], ["0"])
+    assert got["queues"]["all_gpus"] == "the first free one"
+    assert got["queues"]["LARGE-GPU-1-1"] == "worker LARGE-GPU-1-1 of node LARGE-GPU-1, GPU 0"
+
+
+# --- secrets ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ("", "is missing"),
+        (None, "is missing"),
+        ("abcdefghijkl#mnop", "holds '#'"),
+        ("0123456789abcdef", "does not start with a letter"),
+        ("1e9", "does not start with a letter"),
+        (1234567890123456, "does not start with a letter"),
+        ("abc$def+ghi=jkl,", "holds '$+,='"),
+        ("with space inside", "holds ' '"),
+        ("short", "has 5 characters"),
+    ],
+)
+def test_secrets_that_hocon_would_mangle_are_refused_and_never_told(value: Any, why: str) -> None:
+    (problem,) = trainyard.trainyard_secret_problems({"clearml_server_token_secret": value}, "server1")
+    assert problem.startswith("server1: clearml_server_token_secret")
+    assert why in problem
+    assert "ansible/secrets.yml" in problem
+    if value and len(str(value)) > 6:
+        assert str(value) not in problem
+
+
+def test_generated_secrets_pass_and_stay(tmp_path: Path) -> None:
+    action = load("ansible/plugins/action/site_secrets.py")
+    content: dict[str, Any] = {}
+    added = action.complete(content, ["train01"])
+    assert "vault_clearml_agent_credentials.train01" in added
+    kept = yaml.safe_dump(content)
+    assert action.complete(content, ["train01"]) == []
+    assert yaml.safe_dump(content) == kept
+    flat = {
+        "password": content["vault_clearml_admin_password"],
+        "session": content["vault_clearml_server_session_secret"],
+        "token": content["vault_clearml_server_token_secret"],
+        **{
+            f"{group}.{name}.{part}": pair[part]
+            for group in ("vault_clearml_server_credentials", "vault_clearml_agent_credentials")
+            for name, pair in content[group].items()
+            for part in ("key", "secret")
+        },
+    }
+    assert trainyard.trainyard_secret_problems(flat, "here") == []
+    assert len(set(flat.values())) == len(flat)
+    assert action.complete(content, ["train01", "train02"]) == ["vault_clearml_agent_credentials.train02"]
+    content["vault_clearml_admin_password"] = "edited-by-hand"
+    assert action.complete(content, ["train01"]) == ["vault_clearml_admin_password_hash"]
+
+
+# --- the preflight, as an operator meets it --------------------------------------------------------------------------
+
+
+class Site:
+    """An inventory like inventory/local, to be spoilt."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        shutil.copytree(
+            ROOT / "inventory/local/group_vars", folder / "group_vars", ignore=shutil.ignore_patterns("vault.yml")
+        )
+        content: dict[str, Any] = {}
+        load("ansible/plugins/action/site_secrets.py").complete(content, ["one", "two"])
+        self.vault = content
+        self.variables: dict[str, Any] = {}
+        self.hosts: dict[str, dict[str, Any]] = {"one": {}, "two": {}}
+        self.servers = ["one"]
+
+    def preflight(self) -> tuple[int, str]:
+        """Run the playbook; give its exit status and all that it said."""
+        (self.folder / "group_vars/all/vault.yml").write_text(yaml.safe_dump(self.vault))
+        (self.folder / "group_vars/all/zz_spoilt.yml").write_text(yaml.safe_dump(self.variables))
+        # Ports that are free here, whatever runs on this machine.
+        ports = {f"clearml_server_{name}_port": free_port() for name in ("api", "web", "files")}
+        local = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+        hosts = {name: {**local, **ports, **values} for name, values in self.hosts.items()}
+        children = {
+            "clearml_server": {"hosts": {name: {} for name in self.servers}},
+            "clearml_nodes": {"hosts": {name: {} for name in self.hosts}},
+        }
+        (self.folder / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": hosts, "children": children}}))
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
+        environment.update(ANSIBLE_CONFIG=str(ROOT / "ansible/ansible.cfg"), ANSIBLE_NOCOLOR="1", COLUMNS="2000")
+        done = subprocess.run(
+            [
+                str(Path(sys.executable).with_name("ansible-playbook")),
+                "-i",
+                str(self.folder),
+                str(ROOT / "ansible/preflight.yml"),
+                # Whoever runs the tests need not be root: nothing is changed.
+                "-e",
+                "ansible_become=false",
+                "-e",
+                "preflight_check_system=false",
+            ],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.returncode, " ".join((done.stdout + done.stderr).split())
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path)
+
+
+def test_a_good_site_passes(site: Site) -> None:
+    code, said = site.preflight()
+    assert code == 0, said
+    assert "changed=0" in said
+
+
+def test_mistakes_across_hosts_are_all_told_at_once(site: Site) -> None:
+    site.hosts = {
+        "one": {
+            "clearml_node_name": "train.01",
+            "clearml_agent_workers": [
+                {"name": "big", "gpus": [0, 1]},
+                {"name": "small", "gpus": [1]},
+                {"name": "odd", "gpus": ["GPU-4"], "queues": ["my queue"]},
+            ],
+        },
+        "two": {
+            "clearml_node_name": "two",
+            "clearml_agent_workers": [{"name": "BIG", "gpus": []}],
+            "clearml_agent_poll_seconds": 0.1,
+            "clearml_agent_extra_mounts": [{"source": "data"}],
+        },
+        "three": {"clearml_node_name": "TWO", "clearml_agent_gpus": [0, 0, -1]},
+    }
+    site.variables = {"clearml_agent_queue_descriptions": {"forgotten": "nobody comes"}}
+    code, said = site.preflight()
+    assert code != 0
+    for message in (
+        "one: clearml_node_name is 'train.01'",
+        "one: clearml_agent_workers gives GPU 1 to the workers 'big' and 'small'; two experiments would share it: "
+        "write it in one of them",
+        "one: clearml_agent_workers gives worker 'odd' the GPU 'GPU-4'; write its index, a whole number from 0",
+        "one: worker 'odd' serves the queue 'my queue'; write three or more letters, digits, - and _",
+        "two: clearml_agent_workers has the worker 'BIG', which one has too",
+        "two: clearml_agent_poll_seconds is 0.1; write seconds between 0.5 and 60, e.g. 2",
+        "two: clearml_agent_extra_mounts has the source 'data'; write an absolute path",
+        "two: clearml_node_name is 'two', which three has too (case does not count); write another one, e.g. 'two-b'",
+        "three: clearml_agent_gpus has GPU 0 twice",
+        "three: clearml_agent_gpus has -1; write GPU indexes as whole numbers from 0, e.g. [0, 1]",
+        "all: clearml_agent_queue_descriptions has the queue 'forgotten', which no worker serves",
+    ):
+        assert message in said, said
+
+
+def test_the_servers_address_and_ports_are_checked(site: Site) -> None:
+    site.hosts["one"] = {
+        "clearml_server_host": "http://localhost:8080",
+        "clearml_server_web_port": 8008,
+        "clearml_server_api_port": 8008,
+        "clearml_server_files_port": 99999,
+    }
+    code, said = site.preflight()
+    assert code != 0
+    for message in (
+        "one: clearml_server_host is 'http://localhost:8080'; write the name or IPv4 address that nodes and browsers "
+        "use, without scheme, port or path, e.g. 'clearml.example.org' or '10.0.0.5'",
+        "one: clearml_server_web_port is 8008, and so is clearml_server_api_port; two services cannot share a port",
+        "one: clearml_server_files_port is 99999; write a port from 1 to 65535",
+    ):
+        assert message in said, said
+
+
+def test_the_official_flavor_is_refused_in_clear_words(site: Site) -> None:
+    site.variables = {"clearml_server_flavor": "official"}
+    code, said = site.preflight()
+    assert code != 0
+    assert "one: clearml_server_flavor is 'official'; only 'lite' can be deployed yet: write 'lite'" in said
+
+
+def test_bad_secrets_are_refused_without_being_shown(site: Site) -> None:
+    site.vault["vault_clearml_server_token_secret"] = "abcdefgh#hidden-tail"
+    site.vault["vault_clearml_server_credentials"]["apiserver"]["key"] = "62T8CP7HGBC6647XF9314C2VY67RJO"
+    del site.vault["vault_clearml_server_session_secret"]
+    code, said = site.preflight()
+    assert code != 0
+    for message in (
+        "one: clearml_server_session_secret is missing; run ansible/secrets.yml",
+        "one: clearml_server_token_secret (value hidden) would be mangled by HOCON: it holds '#'",
+        "one: clearml_server_credentials.apiserver.key is a value that the official server ships in public",
+    ):
+        assert message in said, said
+    assert "hidden-tail" not in said
+    assert "62T8CP7HGBC6647XF9314C2VY67RJO" not in said
+
+
+def test_a_port_that_another_program_has_and_a_small_machine_are_told(site: Site) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        site.hosts["one"] = {"clearml_server_web_port": port}
+        site.variables = {"preflight_min_memory_mb": 10**8, "preflight_min_disk_mb": 10**9}
+        code, said = site.preflight()
+    assert code != 0
+    assert f"one: clearml_server_web_port is {port}, and that port is taken by " in said
+    assert f"(process {os.getpid()}); stop it, or write another port" in said
+    assert "preflight_min_memory_mb asks for 100000000; give it more, or write a smaller" in said
+    assert "two: /opt has " in said
+
+
+def test_two_servers_are_refused(site: Site) -> None:
+    site.servers = ["one", "two"]
+    code, said = site.preflight()
+    assert code != 0
+    assert "all: the group clearml_server has 2 hosts (one, two); write exactly one host into it" in said
+
+
+# --- the example repository ------------------------------------------------------------------------------------------
+
+
+def test_the_example_repository_commits_only_changes_and_keeps_history(tmp_path: Path) -> None:
+    source, repository = tmp_path / "source", tmp_path / "repo.git"
+    source.mkdir()
+    (source / "train.py").write_text("print(1)\n")
+    (source / "__pycache__").mkdir()
+    (source / "__pycache__/train.pyc").write_text("junk")
+
+    def put(target: Path = repository) -> str:
+        command = [str(ROOT / "ansible/tools/example-repository.sh"), str(source), str(target)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    def git(*arguments: str) -> str:
+        command = ["git", "--git-dir", str(repository), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    first = put()
+    assert first.startswith("updated to ")
+    assert put(tmp_path / "other.git") == first, "the same sources must give the same commit everywhere"
+    assert put() == "unchanged"
+    assert git("ls-tree", "-r", "--name-only", "main") == "train.py"
+    (source / "train.py").write_text("print(2)\n")
+    assert put().startswith("updated to ")
+    assert git("rev-list", "--count", "main") == "2"
+    assert git("show", "main~1:train.py") == "print(1)"
