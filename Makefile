@@ -127,9 +127,11 @@ test-all: ## test, then molecule and the benchmarks
 
 .PHONY: tools
 tools: $(VENV)/.tools-main ## prepare .venv with what deploys
+	@:
 
 .PHONY: tools-dev
 tools-dev: $(VENV)/.tools-dev ## prepare .venv with what tests too
+	@:
 
 $(VENV)/.tools-main $(VENV)/.tools-dev: $(VENV)/.tools-%: pyproject.toml uv.lock client/pyproject.toml lite/pyproject.toml ansible/tools/bootstrap.sh
 	@PYTHON=$(PYTHON) bash ansible/tools/bootstrap.sh $(VENV) $*
