@@ -20,6 +20,7 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import classification_report, confusion_matrix, log_loss
 from sklearn.model_selection import train_test_split
 from sklearn.neural_network import MLPClassifier
+from threadpoolctl import threadpool_limits
 
 DIGITS = [str(digit) for digit in range(10)]
 LABELS = {digit: int(digit) for digit in DIGITS}
@@ -154,7 +155,8 @@ def main() -> None:
     args = arguments()
     train_set, val_set = load(args.shift, args.seed)
     print(f"{len(train_set.labels)} training scans, {len(val_set.labels)} validation scans", flush=True)
-    model = train(args, train_set, val_set, logger)
+    with threadpool_limits(limits=1):  # the network is small: more threads would only wait for each other
+        model = train(args, train_set, val_set, logger)
     accuracy = report(model, val_set, args.epochs, task, logger)
     save(model, task)
     logger.report_single_value("accuracy", accuracy)

@@ -302,6 +302,7 @@ class Platform:
             clearml_agent_access_key=self.server.key,
             clearml_agent_secret_key=self.server.secret,
             clearml_agent_disable_ssh_mount=True,
+            clearml_agent_task_python="/usr/bin/python3",
             clearml_agent_extra_index_urls=[],
             clearml_agent_default_docker_image=TASK_IMAGE,
             clearml_agent_default_docker_arguments=[],

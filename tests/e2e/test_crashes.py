@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from clearml_api import ClearmlApi
+from clearml_api import ClearmlApi, Json
 from conftest import QUEUE
 from harness import (
     Platform,
@@ -76,11 +76,11 @@ def test_a_worker_dies_while_it_trains(platform: Platform, api: ClearmlApi, digi
     wait_for_status(api, task, "completed", 180)
 
 
-def wait_for_status_failed(api: ClearmlApi, task: str) -> dict[str, object]:
-    seen = wait_for(
-        "the watchdog fails the task",
-        lambda: (found := get(api, task))["status"] != "in_progress" and found,
-        SILENCE_SEC * 3,
-    )
-    assert seen["status"] == "failed", seen
-    return seen
+def wait_for_status_failed(api: ClearmlApi, task: str) -> Json:
+    def look() -> Json | None:
+        seen = get(api, task)
+        return None if seen["status"] == "in_progress" else seen
+
+    ended = wait_for("the watchdog fails the task", look, SILENCE_SEC * 3)
+    assert ended["status"] == "failed", ended
+    return ended
