@@ -1,0 +1,96 @@
+#!/usr/bin/python
+# Part of Trainyard.
+"""Hash what an image is made of, and pack it as a build context."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: image_inputs
+short_description: Hash what each image is made of, and pack all of it as one build context
+description:
+  - Runs on the controller. Two runs over the same files give the same hashes and the same archive, whoever owns the files
+    and whenever they were written. Changes nothing but the archive.
+options:
+  root:
+    description: The repository's root.
+    type: path
+    required: true
+  images:
+    description:
+      - Image name to C(paths) (files and folders below I(root)) and C(salt) (further text that must rebuild it).
+        An image with C(parent) is rebuilt when that one is.
+    type: dict
+    required: true
+  archive:
+    description: Where the build context is written, as a tar file.
+    type: path
+    required: true
+"""
+
+RETURN = r"""
+hashes:
+  description: Image name to the hash of its inputs.
+  type: dict
+  returned: always
+"""
+
+import hashlib
+import io
+import tarfile
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+LEFT_OUT = {"__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache", "build", "dist"}
+
+
+def files_below(root: Path, entry: str) -> list[Path]:
+    """List the files of a path below the root, sorted, without caches.
+
+    Raises:
+        FileNotFoundError: if there is no such path.
+    """
+    path = root / entry
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path} is missing: the images are built from it")
+    return sorted(p for p in path.rglob("*") if p.is_file() and not LEFT_OUT.intersection(p.relative_to(root).parts))
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "root": {"type": "path", "required": True},
+            "images": {"type": "dict", "required": True},
+            "archive": {"type": "path", "required": True},
+        },
+        supports_check_mode=True,
+    )
+    root, images = Path(module.params["root"]), module.params["images"]
+    hashes: dict[str, str] = {}
+    packed: dict[str, bytes] = {}
+    try:
+        for name, image in images.items():
+            digest = hashlib.sha256(f"{image.get('salt', '')}\0{hashes.get(image.get('parent', ''), '')}".encode())
+            for path in (file for entry in image["paths"] for file in files_below(root, entry)):
+                inside, content = str(path.relative_to(root)), path.read_bytes()
+                packed[inside] = content
+                digest.update(f"\0{inside}\0{len(content)}\0".encode() + content)
+            hashes[name] = digest.hexdigest()
+        archive = Path(module.params["archive"])
+        archive.parent.mkdir(parents=True, exist_ok=True)
+        # mtime, owner and mode are left at tarfile's zeros and defaults: the archive depends on names and content alone
+        with tarfile.open(archive, "w") as tar:
+            for inside, content in sorted(packed.items()):
+                info = tarfile.TarInfo(inside)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    except (OSError, FileNotFoundError) as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(changed=False, hashes=hashes)
+
+
+if __name__ == "__main__":
+    main()
