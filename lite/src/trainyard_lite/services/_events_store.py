@@ -423,7 +423,7 @@ def add_events(db: Database, user: str, events: Sequence[Doc], worker: str) -> D
         ApiError: if the batch contradicts itself, or if nothing of it can be written.
     """
     written = now_ms()
-    owners, problems = _prepare(events, worker, written)
+    owners, problems = _prepare(events, worker or "<unknown>", written)
     added = 0
     with db.write() as connection:
         for owner in owners.values():
