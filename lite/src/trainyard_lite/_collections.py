@@ -16,6 +16,8 @@ TASKS = Collection(
         "unique_metrics user"
     ),
     columns={
+        "tags": "tags",
+        "system_tags": "system_tags",
         "name": "name",
         "type": "type",
         "status": "status",
@@ -56,6 +58,8 @@ MODELS = Collection(
         "user"
     ),
     columns={
+        "tags": "tags",
+        "system_tags": "system_tags",
         "name": "name",
         "project": "project",
         "task": "task",
@@ -86,6 +90,8 @@ PROJECTS = Collection(
         "path system_tags tags user"
     ),
     columns={
+        "tags": "tags",
+        "system_tags": "system_tags",
         "name": "name",
         "basename": "basename",
         "parent": "parent",

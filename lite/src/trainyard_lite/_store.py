@@ -142,11 +142,13 @@ class Collection:
         self._lists = frozenset(list_paths)
         self._fields = frozenset(fields.split())
         self.filters = filters or Filters()
+        # The columns stand before the document: SQLite then reads them without following a long document's pages.
         generated = "".join(
-            f",\n  {name} GENERATED ALWAYS AS (json_extract(doc, '{_json_path(path)}')) STORED"
-            for name, path in columns.items()
+            f"  {name} GENERATED ALWAYS AS ({self._extract(path)}) STORED,\n" for name, path in columns.items()
         )
-        self.schema = f"CREATE TABLE IF NOT EXISTS {table} (id TEXT PRIMARY KEY, doc TEXT NOT NULL{generated});\n"
+        self.schema = (
+            f"CREATE TABLE IF NOT EXISTS {table} (\n  id TEXT PRIMARY KEY,\n{generated}  doc TEXT NOT NULL\n);\n"
+        )
         for index in indexed:
             name = index.replace(",", "_").replace(" ", "")
             self.schema += f"CREATE INDEX IF NOT EXISTS {table}_{name} ON {table} ({index});\n"
@@ -209,8 +211,11 @@ class Collection:
         condition.add(where, *values)
         order = self._order(args.get("order_by") or list(default_order))
         offset, limit = self._page(args, scroll)
+        # First the page, sorted by columns alone, then its documents: sorting would copy them all.
         rows = db.execute(
-            f"SELECT doc FROM {self.table} WHERE {condition.sql()} {order} LIMIT ? OFFSET ?",
+            f"WITH page AS MATERIALIZED"
+            f" (SELECT rowid AS number FROM {self.table} WHERE {condition.sql()} {order} LIMIT ? OFFSET ?)"
+            f" SELECT doc FROM page CROSS JOIN {self.table} AS t ON t.rowid = page.number",
             (*condition.values, limit, offset),
         )
         docs: list[Doc] = [orjson.loads(row[0]) for row in rows]
@@ -274,16 +279,26 @@ class Collection:
             raise errors.FIELDS_LOOKUP_ERROR(err=f'Cannot resolve field "{path}"')
         return column if column else f"json_extract(doc, '{_json_path(path)}')"
 
+    def _extract(self, path: str) -> str:
+        at = f"doc, '{_json_path(path)}'"
+        if path in self._lists:  # only a list, for json_each reads the column
+            return f"CASE json_type({at}) WHEN 'array' THEN json_extract({at}) END"
+        return f"json_extract({at})"
+
+    def _list_source(self, path: str) -> str:
+        column = self._columns.get(path)  # a list's column holds its JSON text
+        return column if column else f"doc, '{_json_path(path)}'"
+
     def _empty(self, path: str) -> str:
         if path in self._lists:
-            return f"coalesce(json_array_length(doc, '{_json_path(path)}'), 0) = 0"
+            return f"coalesce(json_array_length({self._list_source(path)}), 0) = 0"
         return f"{self._expr(path)} IS NULL"
 
     def _contains(self, path: str, values: Sequence[Any]) -> tuple[str, list[Any]]:
         """Condition: the field is (or its list holds) one of the values."""
         marks = ", ".join("?" * len(values))
         if path in self._lists:
-            source = f"json_each(doc, '{_json_path(path)}')"
+            source = f"json_each({self._list_source(path)})"
             return f"EXISTS (SELECT 1 FROM {source} WHERE value IN ({marks}))", list(values)
         return f"{self._expr(path)} IN ({marks})", list(values)
 
