@@ -72,8 +72,8 @@ class Row:
 class Api:
     """One client with one connection that it keeps."""
 
-    def __init__(self, port: int, key: str, secret: str) -> None:
-        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    def __init__(self, port: int, key: str, secret: str, host: str = "127.0.0.1") -> None:
+        self._connection = http.client.HTTPConnection(host, port, timeout=120)
         basic = base64.b64encode(f"{key}:{secret}".encode()).decode()
         token = self.call("auth.login", {}, headers={"Authorization": f"Basic {basic}"})["token"]
         self._headers = {"Authorization": f"Bearer {token}"}
@@ -498,6 +498,25 @@ def bench_start(server: Server) -> list[Row]:
     ]
 
 
+def show(title: str, rows: Sequence[Row], file: Path | None, more: dict[str, Any]) -> None:
+    """Print the table, and write it to a file when one is named."""
+    table = Table(title=title)
+    for heading, justify in (
+        ("what", "left"),
+        ("goal", "right"),
+        ("measured", "right"),
+        ("unit", "left"),
+        ("", "left"),
+    ):
+        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    for row in rows:
+        verdict = "" if row.met is None else "[green]met[/]" if row.met else "[red]missed[/]"
+        table.add_row(row.what, row.goal, f"{row.measured:,.1f}", row.unit, verdict)
+    console.print(table)
+    if file:
+        file.write_text(json.dumps({**more, "rows": [asdict(row) for row in rows]}, indent=2) + "\n")
+
+
 BENCHES: dict[str, Callable[[Server], list[Row]]] = {
     "start": bench_start,
     "events": bench_events,
@@ -529,22 +548,7 @@ def main() -> int:
     finally:
         server.close()
     machine = f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}"
-    table = Table(title=f"lite server ({machine})")
-    for heading, justify in (
-        ("what", "left"),
-        ("goal", "right"),
-        ("measured", "right"),
-        ("unit", "left"),
-        ("", "left"),
-    ):
-        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
-    for row in rows:
-        verdict = "" if row.met is None else "[green]met[/]" if row.met else "[red]missed[/]"
-        table.add_row(row.what, row.goal, f"{row.measured:,.1f}", row.unit, verdict)
-    console.print(table)
-    if arguments.json:
-        report = {"machine": machine, "rows": [asdict(row) for row in rows]}
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+    show(f"lite server ({machine})", rows, arguments.json, {"machine": machine})
     return 0
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import base64
 import importlib
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -603,3 +606,47 @@ def test_wrong_arguments_are_never_our_fault(shared: Server, name: str) -> None:
             body = shared.api.post(f"/{name}", auth=AUTH, content=json.dumps(base | {key: junk}))
             assert body.status_code in (200, 400), (key, junk, body.text)
     assert shared.error(name, base | {"colour": "red"})[:2] == (400, 14)
+
+
+# A crash
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from trainyard_lite._app import create_state
+from trainyard_lite._collections import TASKS
+from trainyard_lite._settings import load_settings
+from trainyard_lite.services._events_store import add_events
+
+state = create_state(load_settings(Path(sys.argv[1]), Path(sys.argv[2])))
+with state.db.write() as db:
+    TASKS.put(db, {"id": "t", "name": "t", "status": "in_progress"})
+for number in range(100_000):
+    scalars = [
+        {"type": "training_stats_scalar", "task": "t", "metric": "m", "variant": "v", "iter": i, "value": i, "ts": i}
+        for i in range(number * 50, number * 50 + 50)
+    ]
+    add_events(state.db, "u", [*scalars, {"type": "log", "task": "t", "msg": str(number), "timestamp": number}], "w")
+    print(number, flush=True)
+"""
+
+
+def test_what_was_acknowledged_survives_a_kill(tmp_path: Path) -> None:
+    config, data = write_config(tmp_path / "config"), tmp_path / "data"
+    command = [sys.executable, "-c", WRITER, str(config), str(data)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        for _ in range(40):
+            acknowledged = int(writer.stdout.readline())
+        writer.kill()
+    state = create_state(load_settings(config, data))
+    db = state.db.read()
+    (scalars,) = db.execute("SELECT count(*) FROM event_scalar").fetchone()
+    (lines,) = db.execute("SELECT count(*) FROM event_log").fetchone()
+    assert lines > acknowledged
+    assert scalars == lines * 50  # whole batches only
+    task = TASKS.get(db, "t") or {}
+    (metric,) = (v for m in task["last_metrics"].values() for v in m.values())
+    assert (metric["count"], metric["value"], task["last_iteration"]) == (scalars, scalars - 1, scalars - 1)
+    state.db.close()
