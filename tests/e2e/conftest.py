@@ -17,6 +17,12 @@ QUEUE = "e2e"
 _platform_key = pytest.StashKey[Platform]()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # The SDK's copy of pyhocon calls pyparsing by its old names, a hundred times.
+    config.addinivalue_line("filterwarnings", "ignore::DeprecationWarning:clearml.*")
+    config.addinivalue_line("filterwarnings", "ignore::DeprecationWarning:pyparsing.*")
+
+
 @pytest.fixture(scope="session")
 def platform(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """A server of its own; what the tests add to it goes when they end."""

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -203,7 +203,10 @@ class Worker:
         return run("docker", "ps", "--quiet", "--filter", f"label=clearml-parent-worker-id={self.name}").split()
 
     def logs(self, lines: int = 60) -> str:
-        return self.compose("logs", "--no-color", "--no-log-prefix", "--tail", str(lines))
+        try:
+            return self.compose("logs", "--no-color", "--no-log-prefix", "--tail", str(lines))
+        except AssertionError as error:  # a report of another failure must not fail
+            return str(error)
 
     def compose(self, *words: str) -> str:
         file = ROOT / "agents" / "compose.yaml"
@@ -232,9 +235,10 @@ class Platform:
         self._agent_config.write_text(self._render_agent_config())
 
     def stop(self) -> None:
-        for worker in self.workers:
-            worker.remove()
-        self.server.end(signal.SIGTERM)
+        with ExitStack() as stack:  # one that cannot be removed does not keep the others
+            stack.callback(self.server.end, signal.SIGTERM)
+            for worker in self.workers:
+                stack.callback(worker.remove)
 
     @contextmanager
     def api(self) -> Iterator[ClearmlApi]:

@@ -73,22 +73,23 @@ def test_verify_names_a_queue_that_nobody_serves(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(verify, "AGENT_GRACE_SEC", 2.0)
+    deserted = f"deserted-{platform.id}"
     with platform.api() as api:
-        api.call("queues.create", name="deserted")
+        api.call("queues.create", name=deserted)
     urls = {f"{name}_url": url for name, url in platform.server.urls.items()}
     site = tmp_path / "site.json"
-    site.write_text(json.dumps({**urls, "user": "admin", "queue": "deserted", "repository": digits}))
+    site.write_text(json.dumps({**urls, "user": "admin", "queue": deserted, "repository": digits}))
     options = ["--site-file", site, "--vault-file", vault[0], "--vault-password-file", vault[1]]
     assert verify.main(list(map(str, options))) == 1
     _, err = capsys.readouterr()
-    assert "nobody serves queue 'deserted'" in err
+    assert f"nobody serves queue {deserted!r}" in err
     assert worker.name in err
     with platform.api() as api:
-        (queue,) = (q for q in api.call("queues.get_all_ex")["queues"] if q["name"] == "deserted")
+        (queue,) = (q for q in api.call("queues.get_all_ex")["queues"] if q["name"] == deserted)
         assert not queue["entries"], "the experiment was withdrawn"
 
 
-def test_the_sdk_reads_everything_back(trained: str, sdk: ModuleType) -> None:
+def test_the_sdk_reads_everything_back(trained: str, sdk: ModuleType, api: ClearmlApi) -> None:
     task = sdk.Task.get_task(task_id=trained)
     assert task.get_status() == "completed"
     scalars = task.get_reported_scalars()
@@ -101,7 +102,10 @@ def test_the_sdk_reads_everything_back(trained: str, sdk: ModuleType) -> None:
     assert task.get_parameters()["Args/epochs"] == str(EPOCHS)
     assert "final validation accuracy" in "".join(task.get_reported_console_output(10))
     assert [plot["metric"] for plot in task.get_reported_plots()] == ["confusion matrix"]
-    assert task.get_debug_samples("hardest digits", "")
+    (images,) = api.call("events.debug_images", metrics=[{"task": trained}])["metrics"]
+    for event in images["iterations"][0]["events"]:
+        (sample,) = task.get_debug_samples(event["metric"], event["variant"])
+        assert sample["url"] == event["url"]
 
     weights = Path(task.artifacts["weights"].get_local_copy())
     model = Path(task.models["output"][-1].get_local_copy())
