@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import socket
@@ -12,6 +13,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import jinja2
+import pyhocon
 import pytest
 import yaml
 
@@ -381,3 +384,52 @@ def test_the_example_repository_commits_only_changes_and_keeps_history(tmp_path:
     assert put().startswith("updated to ")
     assert git("rev-list", "--count", "main") == "2"
     assert git("show", "main~1:train.py") == "print(1)"
+
+
+# --- how an experiment starts ----------------------------------------------------------------------------------------
+
+
+def started(tmp_path: Path, *, knows_agent: bool) -> list[str]:
+    """Run what the agent would run in an experiment's container; give what it called."""
+    log = tmp_path / "calls"
+    python = tmp_path / "python"
+    python.write_text(
+        "#!/bin/bash\n"
+        f'[ "$1" = -c ] && exit {0 if knows_agent else 1}\n'
+        f'echo "$*|$NVIDIA_VISIBLE_DEVICES|$CLEARML_AGENT_SKIP_PYTHON_ENV_INSTALL'
+        f'|$CLEARML_AGENT_SKIP_PIP_VENV_INSTALL" >> {log}\n'
+    )
+    python.chmod(0o755)
+    # rm too: the script is meant for a container, and would take a file of this machine.
+    for name in ("python3", "apt-get", "dnf", "git", "rm", "cp"):
+        (tmp_path / name).symlink_to(python)
+    # Undefined settings are none of this test's business.
+    environment = jinja2.Environment(trim_blocks=True, undefined=jinja2.ChainableUndefined)
+    environment.filters["to_json"] = lambda value: json.dumps("" if isinstance(value, jinja2.Undefined) else value)
+    template = environment.from_string((ROOT / "agents/clearml.conf.j2").read_text())
+    text = template.render(clearml_agent_task_python=str(python))
+    lines = pyhocon.ConfigFactory.parse_string(text)["agent.docker_init_bash_script"]
+    # As clearml-agent 3.0.3 joins, formats and goes on.
+    script = " ; ".join(lines) + (
+        " ; [ ! -z $LOCAL_PYTHON ] || export LOCAL_PYTHON={python} ; $LOCAL_PYTHON -m pip install -U pip ; "
+        "$LOCAL_PYTHON -m pip install -U clearml-agent ; "
+    )
+    script = script.format(python="python3", mount_ssh_ro="/none", mount_ssh="/none", mount_git_ro="/none")
+    script += "NVIDIA_VISIBLE_DEVICES=3 $LOCAL_PYTHON -u -m clearml_agent execute --id 1"
+    given = {"PATH": str(tmp_path), "CLEARML_AGENT_SKIP_PIP_VENV_INSTALL": str(python)}
+    subprocess.run(["/bin/bash", "-c", script], env=given, check=True, capture_output=True)
+    # What rm would take depends on this machine's Pythons.
+    return [line for line in log.read_text().splitlines() if "EXTERNALLY-MANAGED" not in line]
+
+
+def test_an_image_with_the_agent_starts_it_at_once(tmp_path: Path) -> None:
+    assert started(tmp_path, knows_agent=True) == [f"-u -m clearml_agent execute --id 1|3|1|{tmp_path}/python"]
+
+
+def test_another_image_is_prepared_the_stock_way(tmp_path: Path) -> None:
+    assert started(tmp_path, knows_agent=False) == [
+        "-m pip --version|||",
+        "-m pip install -U pip|||",
+        "-m pip install -U clearml-agent|||",
+        "-u -m clearml_agent execute --id 1|3||",
+    ]
