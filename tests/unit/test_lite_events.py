@@ -246,7 +246,11 @@ def test_the_error_says_what_is_wrong(server: Server, event: dict[str, Any], mes
 
 def test_an_empty_batch_is_refused(server: Server) -> None:
     assert server.error("events.add_batch", [])[:2] == (400, 17)
-    assert server.error("events.add_batch", {"events": []})[:2] == (400, 17)
+    assert server.error("events.add_batch", {})[:2] == (400, 17)
+
+
+def test_a_plain_object_is_a_batch_of_one(server: Server) -> None:
+    assert server.call("events.add_batch", scalar(1, 1))["added"] == 1
 
 
 def test_a_batch_that_contradicts_itself_is_refused_whole(server: Server) -> None:

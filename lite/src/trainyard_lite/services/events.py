@@ -60,10 +60,12 @@ def add(call: Call, request: OpenRequest) -> Doc:
 
 @endpoint("events.add_batch")
 def add_batch(call: Call, request: OpenRequest) -> Doc:
-    """Write a batch of events, one JSON object a line."""
-    if not call.batch:
+    """Write a batch of events, one JSON object a line; a plain object is a batch of one."""
+    single = request.args()
+    batch = call.batch or ([single] if single else [])
+    if not batch:
         raise errors.BATCH_CONTAINS_NO_ITEMS()
-    return add_events(call.db, call.identity.user, call.batch, call.worker)
+    return add_events(call.db, call.identity.user, batch, call.worker)
 
 
 class DeleteForTaskRequest(Request):
