@@ -69,7 +69,7 @@ def main() -> None:
         api = Api(module.params)
         there = {
             queue["name"]: queue
-            for queue in api.call("queues.get_all", {"only_fields": ["name", "metadata"]}).get("queues", [])
+            for queue in api.call("queues.get_all", {"only_fields": ["id", "name", "metadata"]}).get("queues", [])
         }
         for name, text in module.params["queues"].items():
             if name not in there:
