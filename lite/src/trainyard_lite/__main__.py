@@ -60,10 +60,12 @@ async def _serve(settings: Settings) -> None:
         (create_web(state), settings.web_port),
     )
     servers = []
+    # Agents poll every few seconds on a connection that they keep: closing it just then (uvicorn's 5 s) would
+    # reset their next call.
     for app, port in apps:
         config = uvicorn.Config(
             app, host=settings.host, port=port, log_config=None, access_log=False, server_header=False, lifespan="off",
-            timeout_graceful_shutdown=5,
+            timeout_graceful_shutdown=5, timeout_keep_alive=75,
         )  # fmt: skip
         server = uvicorn.Server(config)
         server.capture_signals = _no_signals  # type: ignore[method-assign]  # one handler below stops all three
