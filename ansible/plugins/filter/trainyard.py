@@ -109,6 +109,16 @@ def trainyard_site_problems(hosts: Mapping[str, Mapping[str, Any]], declared: Ma
     return problems
 
 
+def _number(value: Any) -> float | None:
+    """Give a number, also one that came as text from the command line; None for anything else."""
+    if isinstance(value, (bool, list, dict)):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
 def _node_problems(host: str, node: Mapping[str, Any], names: dict[str, str]) -> list[str]:
     problems = []
     gpus = node["gpus"]
@@ -164,8 +174,9 @@ def _node_problems(host: str, node: Mapping[str, Any], names: dict[str, str]) ->
                     f"{host}: clearml_agent_extra_mounts has the {key} {value!r}; write an absolute path without "
                     "colons and spaces, e.g. '/data'"
                 )
-    poll = node["poll_seconds"]
-    if isinstance(poll, bool) or not isinstance(poll, (int, float)) or not 0.5 <= poll <= 60:
+    poll = _number(node["poll_seconds"])
+    if poll is None or not 0.5 <= poll <= 60:
+        poll = node["poll_seconds"]
         problems.append(f"{host}: clearml_agent_poll_seconds is {poll!r}; write seconds between 0.5 and 60, e.g. 2")
     return problems
 
@@ -213,10 +224,11 @@ def trainyard_server_problems(server: Mapping[str, Any], host: str) -> list[str]
         )
     ports: dict[int, str] = {}
     for name in ("api", "web", "files"):
-        variable, port = f"clearml_server_{name}_port", server["ports"][name]
-        if isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65535:
-            problems.append(f"{host}: {variable} is {port!r}; write a port from 1 to 65535, e.g. 8008")
+        variable, port = f"clearml_server_{name}_port", _number(server["ports"][name])
+        if port is None or port != int(port) or not 1 <= port <= 65535:
+            problems.append(f"{host}: {variable} is {server['ports'][name]!r}; write a port from 1 to 65535, e.g. 8008")
             continue
+        port = int(port)
         if port in ports:
             problems.append(
                 f"{host}: {variable} is {port}, and so is {ports[port]}; two services cannot share a port: "
