@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -81,5 +82,6 @@ def vault(platform: Platform) -> tuple[Path, Path]:
     key, path = platform.folder / "vault-key", platform.folder / "vault.yml"
     key.write_text("a key of the tests\n")
     path.write_text(f"vault_clearml_admin_password: {platform.server.password}\n")
-    subprocess.run(["ansible-vault", "encrypt", "--vault-password-file", key, path], check=True, capture_output=True)
+    program = Path(sys.executable).parent / "ansible-vault"
+    subprocess.run([program, "encrypt", "--vault-password-file", key, path], check=True, capture_output=True)
     return path, key
