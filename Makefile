@@ -102,8 +102,9 @@ molecule: tools-dev ## the roles on a test host: check, converge, idempotence, v
 	$(BIN)/molecule test --scenario-name local
 
 .PHONY: bench
-bench: tools-dev ## print the benchmark table
-	@$(BIN)/python -m tests.bench
+bench: tools-dev ## print the benchmark tables (needs a deployed site)
+	@$(BIN)/python tests/bench/bench_lite.py
+	$(BIN)/python tests/bench/bench_start.py
 
 .PHONY: idempotence
 idempotence: tools ## a second run of the playbook must change nothing
