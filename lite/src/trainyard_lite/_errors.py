@@ -46,9 +46,9 @@ class ErrorKind:
         self.subcode = subcode
         self.message = message
 
-    def __call__(self, extra: str | None = None, /, **details: Any) -> ApiError:
+    def __call__(self, extra: str | None = None, /, *, replacement: str = "", **details: Any) -> ApiError:
         """Make the exception: ``message (extra): key=value, ...``, the form that ClearML prints."""
-        text = self.message.capitalize()
+        text = (replacement or self.message).capitalize()
         if extra:
             text += f" ({extra})"
         if details:
