@@ -196,7 +196,11 @@ def parse_request(model: type[Request] | type[OpenRequest], data: Doc, name: str
     """
     try:
         # null is "not given" for the official server: drop it, so defaults apply and required ones are missed
-        return model.model_validate({key: value for key, value in data.items() if value is not None})
+        # (but "scroll_id": null is how a client starts to scroll)
+        scrolls = issubclass(model, OpenRequest)
+        return model.model_validate(
+            {key: value for key, value in data.items() if value is not None or (scrolls and key == "scroll_id")}
+        )
     except ValidationError as error:
         problems = error.errors(include_url=False, include_input=False)
         unknown = [".".join(map(str, p["loc"])) for p in problems if p["type"] == "extra_forbidden"]
