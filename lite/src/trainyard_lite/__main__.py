@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import gc
 import logging
 import os
 import signal
@@ -68,7 +70,8 @@ async def _serve(settings: Settings) -> None:
             timeout_graceful_shutdown=5, timeout_keep_alive=75,
         )  # fmt: skip
         server = uvicorn.Server(config)
-        server.capture_signals = _no_signals  # type: ignore[method-assign]  # one handler below stops all three
+        # one handler below stops all three
+        server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
         servers.append(server)
     jobs = [Background("worker expiry", 30, lambda: expire_workers(state))]
     if settings.watchdog_enabled:
@@ -78,6 +81,9 @@ async def _serve(settings: Settings) -> None:
         for server in servers:
             server.should_exit = True
 
+    # What is loaded now stays: the collector need not walk through it whenever a long list is answered.
+    gc.collect()
+    gc.freeze()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
@@ -93,12 +99,6 @@ async def _serve(settings: Settings) -> None:
         for job in jobs:
             job.stop()
         state.db.close()
-
-
-def _no_signals() -> object:
-    import contextlib
-
-    return contextlib.nullcontext()
 
 
 def _healthcheck(api: int, web: int, files: int) -> int:

@@ -35,7 +35,7 @@ _BROWSER_SAFE = {
 }
 
 
-class _Refusal(Exception):
+class _RefusalError(Exception):
     """An answer that is an error."""
 
     def __init__(self, status: int, text: str) -> None:
@@ -54,7 +54,7 @@ def resolve(root: Path, name: str) -> Path:
     """Find the place of a client's path below the root.
 
     Raises:
-        _Refusal: 404 for a path that leaves the root, or that no file can have.
+        _RefusalError: 404 for a path that leaves the root, or that no file can have.
     """
     name = name.lstrip("/")
     parts = PurePosixPath(name).parts
@@ -64,14 +64,14 @@ def resolve(root: Path, name: str) -> Path:
         or any(part in ("..", ".") or len(part.encode("utf-8", "surrogatepass")) > 255 for part in parts)
         or parts[0] == _TEMPORARY
     ):
-        raise _Refusal(404, "not found")
+        raise _RefusalError(404, "not found")
     try:
         target = root.joinpath(*parts)
         # a link inside the root must not lead out of it
         if not target.resolve().is_relative_to(root.resolve()):
-            raise _Refusal(404, "not found")
+            raise _RefusalError(404, "not found")
     except (OSError, ValueError, UnicodeEncodeError) as error:
-        raise _Refusal(404, "not found") from error
+        raise _RefusalError(404, "not found") from error
     return target
 
 
@@ -81,13 +81,13 @@ def _authorize(state: State, request: Request) -> None:
     if header:
         kind, _, token = header.partition(" ")
         if kind != "Bearer":
-            raise _Refusal(401, "Only bearer token authorization is supported")
+            raise _RefusalError(401, "Only bearer token authorization is supported")
     if not token:
-        raise _Refusal(401, "unauthorized: give a bearer token or log in")
+        raise _RefusalError(401, "unauthorized: give a bearer token or log in")
     try:
         state.auth.read_token(token.strip())
     except ApiError as error:
-        raise _Refusal(401, error.message) from error
+        raise _RefusalError(401, error.message) from error
 
 
 def create_files(state: State) -> Starlette:
@@ -101,7 +101,7 @@ def create_files(state: State) -> Starlette:
                 return PlainTextResponse("OK")
             await run_in_threadpool(_authorize, state, request)
             if request.headers.get("content-encoding"):
-                raise _Refusal(415, f"Content encoding is not supported ({request.headers['content-encoding']})")
+                raise _RefusalError(415, f"Content encoding is not supported ({request.headers['content-encoding']})")
             if request.method == "POST":
                 return await _post(root, request)
             # the raw path, decoded once: Starlette's would be the same, but names it by bytes that are no UTF-8 too
@@ -109,7 +109,7 @@ def create_files(state: State) -> Starlette:
             if request.method == "DELETE":
                 return await run_in_threadpool(_delete, root, target)
             return _get(target, request)
-        except _Refusal as refusal:
+        except _RefusalError as refusal:
             return PlainTextResponse(refusal.text, status_code=refusal.status)
         except ClientDisconnect:
             return Response(status_code=499)
@@ -126,7 +126,7 @@ def create_files(state: State) -> Starlette:
 
 def _get(target: Path, request: Request) -> Response:
     if not target.is_file():
-        raise _Refusal(404, "not found")
+        raise _RefusalError(404, "not found")
     download = "download" in request.query_params
     ranges = request.headers.get("range", "")
     size = target.stat().st_size
@@ -147,7 +147,7 @@ def _get(target: Path, request: Request) -> Response:
 def _delete(root: Path, target: Path) -> Response:
     name = str(target.relative_to(root))
     if not target.is_file():
-        raise _Refusal(404, f"File {name} not found")
+        raise _RefusalError(404, f"File {name} not found")
     target.unlink()
     _prune(root, target.parent)
     return PlainTextResponse(json.dumps(name), media_type="text/html")
@@ -167,11 +167,11 @@ async def _post(root: Path, request: Request) -> Response:
     if request.url.path.rstrip("/") == "/delete_many":
         return await _delete_many(root, request)
     if request.url.path != "/":
-        raise _Refusal(405, "POST files to /, with the path as the field's name")
+        raise _RefusalError(405, "POST files to /, with the path as the field's name")
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     boundary = options.get(b"boundary")
     if kind != b"multipart/form-data" or not boundary:
-        raise _Refusal(400, "a multipart/form-data body is expected")
+        raise _RefusalError(400, "a multipart/form-data body is expected")
     upload = _Upload(root)
     try:
         parser = MultipartParser(boundary, upload.callbacks())
@@ -180,10 +180,10 @@ async def _post(root: Path, request: Request) -> Response:
             await run_in_threadpool(parser.write, chunk)
         await run_in_threadpool(parser.finalize)
         names = await run_in_threadpool(upload.commit)
-    except _Refusal:
+    except _RefusalError:
         raise
     except ValueError as error:  # the parser's errors are ValueErrors
-        raise _Refusal(400, f"broken multipart body: {error}") from error
+        raise _RefusalError(400, f"broken multipart body: {error}") from error
     finally:
         await run_in_threadpool(upload.discard)
     return PlainTextResponse(json.dumps(names), media_type="text/html")
@@ -218,7 +218,7 @@ class _Upload:
     def _grow(self, index: int, data: bytes) -> None:
         self._header[index] += data
         if len(self._header[index]) > 16_384:
-            raise _Refusal(400, "a part's header is too long")
+            raise _RefusalError(400, "a part's header is too long")
 
     def _end_header(self) -> None:
         field, value = self._header
@@ -233,10 +233,10 @@ class _Upload:
 
     def _open(self) -> None:
         if not self._name:
-            raise _Refusal(400, "a part has no name: it is the path to store under")
+            raise _RefusalError(400, "a part has no name: it is the path to store under")
         place = resolve(self._root, self._name)
         if place.is_dir():
-            raise _Refusal(409, f"{self._name} is a folder")
+            raise _RefusalError(409, f"{self._name} is a folder")
         temporary = self._root / _TEMPORARY / secrets.token_hex(16)
         self._parts.append((str(place.relative_to(self._root)), temporary, place))
         self._file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640)
@@ -260,10 +260,10 @@ class _Upload:
         """Move every part to its place; answers their names.
 
         Raises:
-            _Refusal: 400 if the body broke off.
+            _RefusalError: 400 if the body broke off.
         """
         if self._parts and not self._ended:
-            raise _Refusal(400, "the body broke off: nothing was stored")
+            raise _RefusalError(400, "the body broke off: nothing was stored")
         for _, temporary, place in self._parts:
             place.parent.mkdir(parents=True, exist_ok=True)
             temporary.replace(place)
@@ -295,7 +295,7 @@ async def _read_limited(stream: AsyncIterator[bytes], limit: int) -> bytes:
     async for chunk in stream:
         body += chunk
         if len(body) > limit:
-            raise _Refusal(413, "the list is too long")
+            raise _RefusalError(413, "the list is too long")
     return body
 
 
@@ -303,10 +303,10 @@ async def _delete_many(root: Path, request: Request) -> Response:
     try:
         data = json.loads(await _read_limited(request.stream(), 16 * 1024 * 1024) or b"{}")
     except (ValueError, RecursionError) as error:
-        raise _Refusal(400, f"the body is not JSON: {error}") from error
+        raise _RefusalError(400, f"the body is not JSON: {error}") from error
     names = data.get("files") if isinstance(data, dict) else None
     if not names or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise _Refusal(400, "files are missing: give a list of paths")
+        raise _RefusalError(400, "files are missing: give a list of paths")
     deleted: dict[str, str] = {}
     missing: list[str] = []
 
@@ -314,7 +314,7 @@ async def _delete_many(root: Path, request: Request) -> Response:
         for name in names:
             try:
                 target = resolve(root, unquote(name))
-            except _Refusal:
+            except _RefusalError:
                 missing.append(name)
                 continue
             if target.is_dir():

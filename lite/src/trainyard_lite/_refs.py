@@ -1,4 +1,7 @@
-"""References between documents: the ``*_ex`` calls answer ``"project": {"id": ..., "name": ...}`` for ``"project": "..."``."""
+"""References between documents.
+
+The ``*_ex`` calls answer ``"project": {"id": ..., "name": ...}`` where the others answer ``"project": "..."``.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ from typing import Any
 
 from . import _errors as errors
 from ._collections import MODELS, PROJECTS, QUEUES, TASKS
-from ._settings import COMPANY_ID
 from ._store import Collection, Doc, project_fields
 
 __all__ = ["DELETED", "check_reference", "expand", "split_references"]
@@ -88,9 +90,5 @@ def check_reference(db: sqlite3.Connection, kind: str, id_: str, field: str) -> 
     Raises:
         ApiError: 400 with the field and the kind that was expected.
     """
-    if kind == "company":
-        known = id_ == COMPANY_ID
-    else:
-        known = _COLLECTIONS[kind].get(db, id_) is not None
-    if not known:
+    if _COLLECTIONS[kind].get(db, id_) is None:
         raise errors.FIELDS_VALUE_ERROR(f"expecting {kind.capitalize()} id", id=id_, field=field)

@@ -439,7 +439,8 @@ def add_events(db: Database, user: str, events: Sequence[Doc], worker: str) -> D
             _write_owner(connection, collection, doc, owner, user, written)
             added += received
     if not added:
-        raise errors.EVENTS_NOT_ADDED(**problems)
+        details: Doc = dict(problems)
+        raise errors.EVENTS_NOT_ADDED(**details)
     return {"added": added, "errors": problems.total(), "errors_info": dict(problems)}
 
 

@@ -21,7 +21,8 @@ TYPES = (
     "service", "qc", "custom", "report", "dataset_import", "annotation", "annotation_manual",
 )  # fmt: skip
 STATUSES = (
-    "created", "queued", "in_progress", "stopped", "published", "publishing", "closed", "failed", "completed", "unknown",
+    "created", "queued", "in_progress", "stopped", "published", "publishing", "closed", "failed", "completed",
+    "unknown",
 )  # fmt: skip
 ARCHIVED = "archived"
 DEVELOPMENT = "development"
@@ -315,6 +316,8 @@ def publish(
     message: str = "",
 ) -> Doc:
     """Publish a task, which freezes it, and its last output model."""
+    if task["status"] == "published" and not force:
+        raise errors.INVALID_TASK_STATUS("Invalid status change", current_status="published", new_status="published")
     check_transition(task, "published", force)
     outputs = task["models"].get("output") or []
     model = MODELS.get(db, outputs[-1].get("model") or "") if publish_model and outputs else None

@@ -82,8 +82,7 @@ def _check_unlocked(db: Any, id_: str, *, model: bool, allow_locked: bool) -> No
         raise error(ids=[id_]) if model else error(id=id_, company=COMPANY_ID)
     locked = doc.get("ready") if model else doc.get("status") in ("publishing", "published")
     if locked and not allow_locked:
-        text = f"Cannot update events for a published {kind}: company={COMPANY_ID}, id={id_}"
-        raise errors.ApiError(error.code, error.subcode, text)
+        raise error(replacement=f"cannot update events for a published {kind}", company=COMPANY_ID, id=id_)
 
 
 @endpoint("events.delete_for_task")

@@ -20,7 +20,8 @@ from .._store import Doc, new_id
 
 HIDDEN = "hidden"
 STATUSES = (
-    "created", "queued", "in_progress", "stopped", "published", "publishing", "closed", "failed", "completed", "unknown",
+    "created", "queued", "in_progress", "stopped", "published", "publishing", "closed", "failed", "completed",
+    "unknown",
 )  # fmt: skip
 _MAX_DEPTH = 10
 _REFS = {"company": "company", "user": "user", "parent": "project"}
@@ -154,7 +155,7 @@ def get_by_id(call: Call, request: ProjectRequest) -> Doc:
     return {"project": check_project(call.db.read(), request.project)}
 
 
-def _find(call: Call, args: Doc) -> list[Doc]:
+def _find(call: Call, args: Doc, *, ex: bool = False) -> list[Doc]:
     db = call.db.read()
     where: list[str] = []
     values: list[Any] = []
@@ -188,7 +189,7 @@ def _find(call: Call, args: Doc) -> list[Doc]:
             ignore=_STATS_ARGUMENTS,
         ),
         targets,
-        bool(args.get("__ex")),
+        ex,
     )
 
 
@@ -201,7 +202,7 @@ def _expand(db: sqlite3.Connection, docs: list[Doc], targets: dict[str, list[str
 @endpoint("projects.get_all")
 def get_all(call: Call, request: OpenRequest) -> Doc:
     """List projects."""
-    return {"projects": _find(call, {**request.args(), "__ex": None})}
+    return {"projects": _find(call, request.args())}
 
 
 @endpoint("projects.get_all_ex", since="2.0")
@@ -214,7 +215,7 @@ def get_all_ex(call: Call, request: OpenRequest) -> Doc:
     for name in ("active_users", "children_type", "children_tags", "children_tags_filter", "include_stats_filter"):
         if args.get(name):
             raise errors.NOT_IMPLEMENTED(f"projects.get_all_ex: lite does not know {name}")
-    projects = _find(call, {**args, "__ex": True})
+    projects = _find(call, args, ex=True)
     db = call.db.read()
     if args.get("include_stats") or args.get("check_own_contents"):
         with_children = args.get("stats_with_children", True)
@@ -246,7 +247,8 @@ def _stats(db: sqlite3.Connection, ids: Sequence[str]) -> Doc:
     counts = dict.fromkeys(STATUSES, 0)
     counts |= dict(db.execute(f"SELECT status, count(*) FROM task WHERE {visible} GROUP BY status", ids).fetchall())
     row = db.execute(
-        f"SELECT coalesce(sum(active_duration), 0), coalesce(sum(completed > ?), 0), max(started) FROM task WHERE {visible}",
+        "SELECT coalesce(sum(active_duration), 0), coalesce(sum(completed > ?), 0), max(started) FROM task"
+        f" WHERE {visible}",
         (ago(86400), *ids),
     ).fetchone()
     return {

@@ -136,7 +136,7 @@ def _parse_artifacts(items: Any) -> list[Doc]:
     if isinstance(items, dict):  # the official server stores them as an object, and tells them as a list
         items = list(items.values())
     if not isinstance(items, list) or not all(
-        isinstance(i, dict) and isinstance(i.get("key"), str) and isinstance(i.get("mode", "output"), str)
+        isinstance(i, dict) and isinstance(i.get("key"), str) and i.get("mode", "output") in ("input", "output")
         for i in items
     ):
         raise errors.VALIDATION_ERROR("execution.artifacts must be a list of artifacts with a key", field="execution")
@@ -648,8 +648,8 @@ def erase_tasks(db: sqlite3.Connection, ids: Iterable[str]) -> Doc:
 def watchdog(state: State) -> int:
     """Fail tasks that should run but gave no sign of life for the set time; answers how many.
 
-    The official server marks them stopped; a dead training is no wish of its owner, so here it is failed.  Either way it
-    can be enqueued again.
+    The official server marks them stopped; a dead training is no wish of its owner, so here it is failed.  Either way
+    it can be enqueued again.
     """
     horizon = ago(state.settings.watchdog_threshold_sec)
     with state.db.write() as db:

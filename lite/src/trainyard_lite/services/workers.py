@@ -249,7 +249,7 @@ def _key(row: sqlite3.Row) -> str:
 
 
 class GetAllRequest(Request):
-    """Which workers: seen within ``last_seen`` seconds, with one of the tags, of a name that matches (``*`` and ``?``)."""
+    """Which workers: seen within ``last_seen`` seconds, with one of the tags, named like the pattern (``*``, ``?``)."""
 
     last_seen: int | None = Field(default=3600, ge=0, le=2**31)
     tags: list[str] | None = None
