@@ -23,12 +23,14 @@ def ago(seconds: float) -> str:
     return format_time(datetime.now(UTC) - timedelta(seconds=seconds))
 
 
-def parse_time(text: str) -> str:
+def parse_time(text: object) -> str:
     """Read a client's time (ISO 8601, naive means UTC) into the form of :func:`format_time`.
 
     Raises:
         ValueError: if it is no time.
     """
+    if not isinstance(text, str):
+        raise ValueError(f"{text!r} is no time")
     moment = datetime.fromisoformat(text.strip())
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)

@@ -425,14 +425,11 @@ class Collection:
     def _dates(self, result: _Where, name: str, data: Any) -> None:
         conditions = data if isinstance(data, list) else [data]
         if len(conditions) == 2 and not any(isinstance(c, str) and c[:1] in "<>" for c in conditions if c):
-            self._range(result, name, [parse_time(c) if c else None for c in conditions])
+            self._range(result, name, [_moment(name, c) if c else None for c in conditions])
             return
         for text in conditions:
             match = _DATE_CONDITION.match(str(text))
-            try:
-                moment = parse_time(match["value"]) if match else ""
-            except ValueError as error:
-                raise errors.FIELDS_VALUE_ERROR(f"{text!r} is no time", field=name) from error
+            moment = _moment(name, match["value"] if match else text)
             result.add(f"{self._expr(name)} {(match and match['op']) or '='} ?", moment)
 
     def _multi(self, result: _Where, data: Any, joint: str) -> None:
@@ -519,6 +516,13 @@ def _check_regex(name: str, pattern: Any) -> str:
     except re.error as error:
         raise errors.INVALID_REGEX_ERROR(str(error), field=name) from error
     return pattern
+
+
+def _moment(name: str, value: Any) -> str:
+    try:
+        return parse_time(value)
+    except (ValueError, OverflowError) as error:
+        raise errors.FIELDS_VALUE_ERROR(f"{value!r} is no time", field=name) from error
 
 
 def _number(value: Any) -> Any:
