@@ -11,13 +11,13 @@ import time
 from pathlib import Path
 
 
-def add(path: Path, name: str, seconds: float) -> None:
-    """Add ``seconds`` to the stage ``name``."""
+def note(path: Path, name: str, seconds: float) -> None:
+    """Note ``seconds`` as the stage ``name``."""
     try:
         stages = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         stages = {}
-    stages[name] = round(stages.get(name, 0.0) + seconds, 1)
+    stages[name] = round(seconds, 1)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(stages, indent=2) + "\n", encoding="utf-8")
 
@@ -34,7 +34,7 @@ def main() -> int:
     parser.add_argument("command", nargs="*")
     arguments = parser.parse_args()
     if arguments.record:
-        add(arguments.file, arguments.record, time.time() - (arguments.since or time.time()))
+        note(arguments.file, arguments.record, time.time() - (arguments.since or time.time()))
         return 0
     started = time.monotonic()
     environment = dict(os.environ)
@@ -42,7 +42,7 @@ def main() -> int:
         environment.update(TRAINYARD_STAGES=str(arguments.file), ANSIBLE_CALLBACKS_ENABLED="trainyard_stages")
     code = subprocess.run(arguments.command, env=environment, check=False).returncode  # noqa: S603 (the Makefile's own)
     if arguments.run:
-        add(arguments.file, arguments.run, time.monotonic() - started)
+        note(arguments.file, arguments.run, time.monotonic() - started)
     return code
 
 

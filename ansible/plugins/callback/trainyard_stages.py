@@ -15,7 +15,7 @@ name: trainyard_stages
 type: aggregate
 short_description: Write down how long each role took
 description:
-  - Adds the seconds of each role to the JSON file that the environment variable TRAINYARD_STAGES names.
+  - Puts the seconds of each role into the JSON file that the environment variable TRAINYARD_STAGES names.
   - Does nothing without that variable.
 requirements:
   - enable it in the configuration
@@ -59,6 +59,6 @@ class CallbackModule(CallbackBase):
         except (OSError, ValueError):
             stages = {}
         for name, seconds in self._seconds.items():
-            stages[name] = round(stages.get(name, 0.0) + seconds, 1)
+            stages[name] = round(seconds, 1)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(stages, indent=2) + "\n")
