@@ -298,20 +298,36 @@ def _whole(series: Series, row: Any, texts: _Texts) -> Doc:
 
 def raw_scalars(
     db: sqlite3.Connection, series: Sequence[Series], size: int, *, axis: Axis, after: Place | None
-) -> tuple[list[tuple[int, int, Any]], Place | None]:
-    """Read a page of scalars as ``(series, iteration or time, value)``; answers it and the place of its last one."""
+) -> tuple[dict[str, tuple[list[int], list[Any]]], Place | None]:
+    """Read a page of scalars as ``variant: (x, y)``; answers it and the place of its last one."""
+    cursor = db.cursor()
+    cursor.row_factory = None
+    if axis == "iter" and len(series) == 1:  # the table's own order
+        (one,) = series
+        points = cursor.execute(
+            "SELECT iter, value FROM event_scalar WHERE series = ? AND iter > ? ORDER BY iter LIMIT ?",
+            (one.id, NO_ITER if after is None else after[0], size),
+        ).fetchall()
+        if not points:
+            return {}, None
+        x, y = map(list, zip(*points, strict=True))
+        return {one.variant: (x, y)}, (x[-1], one.id, x[-1], 0)
     ids = ", ".join(str(one.id) for one in series) or "NULL"
     column = "iter" if axis == "iter" else "time"
     condition, values = ("1", ()) if after is None else (f"({column}, series, iter) > (?, ?, ?)", after[:3])
-    cursor = db.cursor()
-    cursor.row_factory = None
     rows = cursor.execute(
         f"SELECT {column}, series, iter, value FROM event_scalar WHERE series IN ({ids}) AND {condition}"
         f" AND iter > {NO_ITER} ORDER BY {column}, series, iter LIMIT ?",
         (*values, size),
     ).fetchall()
-    last = (*rows[-1][:3], 0) if rows else None
-    return [(row[1], row[0], row[3]) for row in rows], last
+    found: dict[int, tuple[list[int], list[Any]]] = {}
+    for at, number, _, value in rows:
+        if number not in found:
+            found[number] = ([], [])
+        found[number][0].append(at)
+        found[number][1].append(value)
+    names = {one.id: one.variant for one in series}
+    return {names[number]: points for number, points in found.items()}, (*rows[-1][:3], 0) if rows else None
 
 
 def log_page(

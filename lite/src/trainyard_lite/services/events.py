@@ -361,17 +361,11 @@ def scalar_metrics_iter_raw(call: Call, request: ScalarRawRequest) -> Doc:
     series = read.select_series(db, request.task, (SCALAR,), _selection([request.metric]))
     if request.count_total and total is None:
         total = read.count_events(db, series)
-    rows, last = read.raw_scalars(db, series, min(size, _MAX_RAW), axis=request.key, after=state.get("after"))
-    names = {one.id: one.variant for one in series}
-    variants: dict[str, dict[str, list[Any]]] = {}
-    for number, x, y in rows:
-        points = variants.get(names[number])
-        if points is None:
-            points = variants[names[number]] = {"y": [], request.key: []}
-        points["y"].append(y)
-        points[request.key].append(x)
+    found, last = read.raw_scalars(db, series, min(size, _MAX_RAW), axis=request.key, after=state.get("after"))
+    variants = {variant: {"y": y, request.key: x} for variant, (x, y) in found.items()}
+    returned = sum(len(x) for x, _ in found.values())
     scroll = read.make_token({"after": last, "end": last is None, "total": total, "size": size})
-    return {"returned": len(rows), "total": total, "scroll_id": scroll, "variants": variants}
+    return {"returned": returned, "total": total, "scroll_id": scroll, "variants": variants}
 
 
 # Vectors
