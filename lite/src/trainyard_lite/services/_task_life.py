@@ -209,6 +209,7 @@ def leave_queue(db: sqlite3.Connection, task_id: str, user: str, reason: str) ->
     task = TASKS.get(db, task_id)
     if task is not None and task["status"] == "queued":
         status = task.get("enqueue_status") or "created"
+        task["execution"].pop("queue", None)
         change_status(db, task, status, user, reason=reason, force=True, enqueue_status=None)
 
 

@@ -174,7 +174,7 @@ class TaskRequest(Request):
 
 
 class EditRequest(TaskFields):
-    """What changes of a task that has not run; ``force`` allows it while it waits or runs."""
+    """What changes of a task that has not run; ``force`` allows it in every status (so the SDK archives)."""
 
     task: str
     force: bool = False
@@ -201,7 +201,8 @@ def edit(call: Call, request: EditRequest) -> Doc:
     """Change a task's description."""
     with call.db.write() as db:
         task = get_task(db, request.task)
-        _writable(task, request.force)
+        if not request.force:
+            _writable(task, False)
         fields = _clean_fields(db, request, task)
         if not fields:
             return {"updated": 0, "fields": {}}
@@ -405,7 +406,7 @@ def started(call: Call, request: StatusRequest) -> Doc:
         first = {} if task["status"] == "in_progress" and task.get("started") else {"started": now()}
         remove_task(db, task["id"])
         result = _step(db, task, "in_progress", call, request, **first)
-    return {**result, "started": 1 if first else 0}
+    return {**result, "started": 1}
 
 
 def _step(db: sqlite3.Connection, task: Doc, status: str, call: Call, request: StatusRequest, **fields: Any) -> Doc:
@@ -461,7 +462,11 @@ def completed(call: Call, request: CompletedRequest) -> Doc:
         result["published"] = 0
         if request.publish:
             published = life.publish(db, task, call.identity.user, force=request.force, publish_model=True)
-            result["published"] = published["updated"]
+            result = {
+                **result,
+                "fields": {**result["fields"], **published["fields"]},
+                "published": published["updated"],
+            }
     return result
 
 
@@ -935,6 +940,8 @@ def clone(call: Call, request: CloneRequest) -> Doc:
             system_tags = [t for t in source["system_tags"] if t not in (life.ARCHIVED, life.DEVELOPMENT)]
         comment = request.new_task_comment if request.new_task_comment is not None else source.get("comment")
         parent = request.new_task_parent or source.get("parent")
+        if not parent or parent.startswith(DELETED):
+            parent = source["id"]
         fields = TaskFields(
             tags=request.new_task_tags if request.new_task_tags is not None else source["tags"],
             system_tags=system_tags,
@@ -1197,7 +1204,6 @@ def set_requirements(call: Call, request: RequirementsRequest) -> Doc:
     """Set the packages that a task needs."""
     with call.db.write() as db:
         task = get_task(db, request.task)
-        _writable(task, False, also=("in_progress",))
         task["script"]["requirements"] = request.requirements
         _save(db, task, call.identity.user)
     return {"updated": 1, "fields": {}}

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import orjson
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from .. import _errors as errors
 from .._clock import ago, now
@@ -35,7 +35,12 @@ _STATS_GRAIN_MS = 30_000  # at most one sample of each kind per worker and half 
 
 
 class StatsModel(Request):
-    """How the machine feels: percentages, degrees, megabytes; lists have an entry per core or GPU."""
+    """How the machine feels: percentages, degrees, megabytes; lists have an entry per core or GPU.
+
+    A measure of a newer agent is passed over: a report must not fail, the worker would be taken for dead.
+    """
+
+    model_config = ConfigDict(extra="ignore")
 
     cpu_usage: list[float] | None = None
     cpu_temperature: list[float] | None = None
