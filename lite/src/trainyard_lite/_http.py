@@ -39,7 +39,7 @@ def create_api(state: State) -> Starlette:
 
 async def _handle(state: State, request: Request) -> Response:
     started = time.perf_counter()
-    call = Call(state=state, identity=NOBODY, ip=request.client.host if request.client else "")
+    call = Call(state=state, identity=NOBODY, raw=True, ip=request.client.host if request.client else "")
     name, requested, actual = "", "", None
     headers: dict[str, str] = {}
     try:

@@ -84,6 +84,7 @@ class Call:
         batch: the objects of a JSON-lines body (``events.add_batch``), else None.
         worker: the ``X-ClearML-Worker`` header.
         cookies: to set in the answer (None deletes).
+        raw: the answer only becomes JSON, so a list may hold documents as they are stored.
     """
 
     state: State
@@ -96,6 +97,7 @@ class Call:
     ip: str = ""
     authorization: str = ""
     cookies: dict[str, str | None] = field(default_factory=dict)
+    raw: bool = False
     id: str = field(default_factory=new_id)
 
     @property

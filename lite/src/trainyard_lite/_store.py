@@ -204,6 +204,7 @@ class Collection:
         default_order: Sequence[str] = (),
         ignore: Iterable[str] = (),
         scroll: dict[str, Any] | None = None,
+        raw: bool = False,
     ) -> list[Doc]:
         """Answer a ``get_all`` call: filter, order, page, and keep ``only_fields``.
 
@@ -215,6 +216,7 @@ class Collection:
             default_order: order when the call names none.
             ignore: arguments that the caller handles itself.
             scroll: receives ``scroll_id`` when the call scrolls.
+            raw: give whole documents as ``orjson.Fragment``, unparsed, save those that hold a null.
 
         Raises:
             ApiError: 400 for an argument that is no filter here, or a bad value.
@@ -235,7 +237,11 @@ class Collection:
             f" SELECT {picked} FROM page CROSS JOIN {self.table} AS t ON t.rowid = page.number",
             (*condition.values, limit, offset),
         )
-        found = [orjson.loads(row[0]) for row in rows]
+        found: list[Any]
+        if raw and not only:
+            found = [orjson.loads(row[0]) if ":null" in row[0] else orjson.Fragment(row[0]) for row in rows]
+        else:
+            found = [orjson.loads(row[0]) for row in rows]
         if scroll is not None and "scroll_id" in scroll:
             scroll["scroll_id"] = f"{scroll['scroll_id'].split('.')[0]}.{offset + len(found)}"
         if wanted:

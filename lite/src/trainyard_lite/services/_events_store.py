@@ -572,10 +572,6 @@ def _update_doc(doc: Doc, owner: _Owner, user: str, metrics: Doc) -> None:
         entry = stats.setdefault(_md5(metric), {"metric": metric, "event_stats_by_type": {}})
         for name, moment in seen.items():
             entry["event_stats_by_type"][name] = {"last_update": moment}
-    started = doc.get("started")
-    if doc.get("status") == "in_progress" and isinstance(started, str):
-        elapsed = datetime.fromisoformat(now) - datetime.fromisoformat(started)
-        doc["active_duration"] = int(elapsed.total_seconds())
 
 
 def _md5(text: str) -> str:
