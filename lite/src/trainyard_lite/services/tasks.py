@@ -337,8 +337,9 @@ def _list(call: Call, args: Doc, *, ex: bool) -> Doc:
         default_order=("-last_update",),
         ignore=_IGNORED,
         scroll=scroll,
+        raw=call.raw and not ex,
     )
-    tasks = [_visible(task) for task in tasks]
+    tasks = [_visible(task) if isinstance(task, dict) else task for task in tasks]
     if ex:
         expand(db, tasks, _REFS, targets)
         if not only:

@@ -1,24 +1,9 @@
-"""The web page of port 8080."""
+"""The web page of port 8080: experiments, workers and queues, and one experiment.
 
-from __future__ import annotations
+Rendered here, from what the API answers to the person who is logged in: the page can show nothing that its reader could
+not ask the API for.  The paths are those that the SDK prints.
+"""
 
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import HTMLResponse, RedirectResponse, Response
-from starlette.routing import Route
-
-from .._rpc import State
+from ._app import create_web
 
 __all__ = ["create_web"]
-
-
-def create_web(state: State) -> Starlette:
-    """Make the ASGI application of port 8080."""
-
-    async def login(request: Request) -> Response:
-        return HTMLResponse("<!doctype html><title>Trainyard</title><p>Log in")
-
-    async def home(request: Request) -> Response:
-        return RedirectResponse("/login", status_code=303)
-
-    return Starlette(routes=[Route("/login", login), Route("/", home)])
