@@ -189,8 +189,9 @@ class Worker:
 
     def kill(self) -> None:
         """Take the power away: from the agent, and from the experiment on the same node."""
-        agent = self.compose("ps", "--quiet").split()
-        run("docker", "kill", "--signal", "KILL", *agent, *self.experiments())
+        agent, experiments = self.compose("ps", "--quiet").split(), self.experiments()
+        assert len(agent) == len(experiments) == 1, (agent, experiments)
+        run("docker", "kill", "--signal", "KILL", *agent, *experiments)
 
     def remove(self) -> None:
         self.compose("down", "--timeout", "1", "--volumes")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -12,6 +15,7 @@ import verify
 from clearml_api import ClearmlApi
 from conftest import QUEUE
 from harness import (
+    ROOT,
     Platform,
     Worker,
     console,
@@ -19,6 +23,7 @@ from harness import (
     enqueue,
     epochs_of,
     get,
+    run,
     wait_for,
     wait_for_epoch,
     wait_for_status,
@@ -130,6 +135,34 @@ def test_a_clone_with_another_parameter_gives_another_result(trained: str, api: 
     # The seed is fixed: the clone goes the same way, and stops earlier.
     assert after["train"]["y"] == pytest.approx(before["train"]["y"][:5])
     assert after["validation"]["y"][-1] > before["validation"]["y"][-1]
+
+
+def script(home: Path, **variables: str) -> str:
+    """Run the example as a person does, outside any queue."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("CLEARML_")}
+    train = ROOT / "examples" / "digits" / "train.py"
+    return run(sys.executable, train, "--epochs", "3", cwd=home, env={**kept, "HOME": str(home), **variables})
+
+
+def test_the_script_runs_without_an_agent(platform: Platform, api: ClearmlApi, tmp_path: Path) -> None:
+    out = script(tmp_path, CLEARML_CONFIG_FILE=str(platform.sdk_config()))
+    found = re.search(r"new task id=(\w{32})", out)
+    assert found, out
+    task = get(api, found[1])
+    assert task["status"] == "completed"
+    assert {tuple(points) for points in epochs_of(api, found[1]).values()} == {(1, 2, 3)}
+    assert task["hyperparams"]["Args"]["epochs"]["value"] == "3"
+    assert {artifact["key"] for artifact in task["execution"]["artifacts"]} == {"weights", "classification report"}
+
+
+def test_an_offline_run_is_imported_later(api: ClearmlApi, sdk: ModuleType, tmp_path: Path) -> None:
+    script(tmp_path, CLEARML_OFFLINE_MODE="1", CLEARML_CACHE_DIR=str(tmp_path))
+    (session,) = tmp_path.glob("**/offline-*.zip")
+    task = sdk.Task.import_offline_session(str(session))
+    assert {tuple(points) for points in epochs_of(api, task).values()} == {(1, 2, 3)}
+    imported = sdk.Task.get_task(task_id=task)
+    assert {"weights", "classification report"} <= set(imported.artifacts)
+    assert Path(imported.models["output"][-1].get_local_copy()).stat().st_size > 0
 
 
 def test_abort_kills_the_training(api: ClearmlApi, worker: Worker, digits: str) -> None:
