@@ -289,7 +289,8 @@ def new_task(api: Api, name: str, **more: Any) -> str:
 def seed_tasks(server: Server) -> None:
     """Fill the table with copies of a task that went through the API, as large as real ones are."""
     api = server.api()
-    projects = [str(api.call("projects.create", {"name": f"bench/project {n}", "description": ""})["id"]) for n in range(20)]
+    names = [f"bench/project {number}" for number in range(20)]
+    projects = [str(api.call("projects.create", {"name": name, "description": ""})["id"]) for name in names]
     parameters = {
         section: {
             f"parameter_{n}": {"section": section, "name": f"parameter_{n}", "value": str(n * 0.37), "type": "float"}
