@@ -101,7 +101,7 @@ function drawScalars() {
       if (!singles.has(key)) {
         const card = element("section", undefined, "card");
         card.append(element("h2", value.variant), element("div", "", "single"));
-        box.prepend(card);
+        document.getElementById("singles").append(card);
         singles.set(key, card.lastElementChild);
       }
       singles.get(key).textContent = Number(value.value).toPrecision(4);
