@@ -108,6 +108,7 @@ def test_a_task_whose_worker_died_goes_back_after_the_timeout(taken: tuple[Lite,
     with lite.state.db.write() as db:  # an hour later
         db.execute("UPDATE worker SET last_seen = '2020-01-01T00:00:00.000000+00:00'")
         db.execute("UPDATE queue_lease SET taken = '2020-01-01T00:00:00.000000+00:00'")
+    lite.state.db.opened = "2020-01-01T00:00:00.000000+00:00"  # all of it while the server was up
     assert expire_workers(lite.state) == 1
     assert waiting(lite, queue) == [first, second]
     assert lite("workers.get_all")["workers"] == []

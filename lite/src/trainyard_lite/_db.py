@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
+from ._clock import now
+
 __all__ = ["Database"]
 
 
@@ -31,10 +33,14 @@ class Database:
     Args:
         path: the file; its directory must exist and be writable.
         schema: DDL scripts, each of ``CREATE ... IF NOT EXISTS`` statements.
+
+    Attributes:
+        opened: since when there is a server to talk to: who was silent before had nobody to tell.
     """
 
     def __init__(self, path: Path, schema: list[str]) -> None:
         self._path = path
+        self.opened = now()
         self._lock = threading.RLock()
         self._local = threading.local()
         self._writer = self._connect()

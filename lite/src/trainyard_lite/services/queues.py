@@ -2,6 +2,8 @@
 
 The entries live in a table of their own, a row per waiting task, ordered by ``position``.  A task that a worker took
 leaves the row and gets a lease instead: if the worker dies before it started the task, the task goes back to the front.
+Agents tell their host's name with ``get_next_task``, not their worker id; the first status report that names the task
+tells whose the lease is.
 """
 
 from __future__ import annotations
@@ -44,12 +46,17 @@ def get_queue(db: sqlite3.Connection, id_: str) -> Doc:
     return queue
 
 
-def _create(db: sqlite3.Connection, name: str, **fields: Any) -> Doc:
+def _check_name(db: sqlite3.Connection, name: str, own: str = "") -> str:
     name = name.strip()
     if len(name) < 3:
         raise errors.DATA_VALIDATION_ERROR(name="String value is too short")
-    if QUEUES.count(db, "name = ?", (name,)):
+    if QUEUES.count(db, "name = ? AND id <> ?", (name, own)):
         raise errors.EXPECTED_UNIQUE_DATA(name=name, company=COMPANY_ID)
+    return name
+
+
+def _create(db: sqlite3.Connection, name: str, **fields: Any) -> Doc:
+    name = _check_name(db, name)
     moment = now()
     queue: Doc = {
         "id": new_id(),
@@ -125,15 +132,51 @@ def remove_task(db: sqlite3.Connection, task_id: str) -> str | None:
     return row[0] if row else None
 
 
-def put_back(db: sqlite3.Connection, task_id: str, queue_id: str, added: str) -> bool:
-    """Return a task to the front of its queue; no, if the queue is gone or it waits already."""
+def _put_back(db: sqlite3.Connection, task: Doc, queue_id: str, added: str) -> bool:
+    """Return a task to the front of its queue, or, if that is gone, make it what it was before."""
+    from .tasks import leave_queue
+
     if QUEUES.get(db, queue_id) is None:
+        leave_queue(db, task["id"], task.get("last_changed_by") or "", "The queue was deleted")
         return False
     done = db.execute(
         "INSERT OR IGNORE INTO queue_entry (task, queue, position, added) VALUES (?, ?, ?, ?)",
-        (task_id, queue_id, _edge(db, queue_id, "min") - 1, added),
+        (task["id"], queue_id, _edge(db, queue_id, "min") - 1, added),
     )
+    _touch(db, queue_id)
     return done.rowcount == 1
+
+
+def adopt_lease(db: sqlite3.Connection, task_id: str, worker: str) -> None:
+    """Note which worker has a task in hand: it says so in its reports."""
+    db.execute("UPDATE queue_lease SET worker = ? WHERE task = ? AND worker <> ?", (worker, task_id, worker))
+
+
+def return_leases(db: sqlite3.Connection, *, taken_before: str, opened: str = "", worker: str | None = None) -> int:
+    """Put tasks back that were taken and never started; answers how many.
+
+    Args:
+        db: the open write transaction.
+        taken_before: younger leases are left alone, unless ``worker`` is given.
+        opened: since when the server runs: a lease is not older than that, for nobody could start a task before.
+        worker: whose leases to return, for that worker is gone; None: all that no living worker has in hand.
+    """
+    leases = db.execute(
+        "SELECT lease.*, worker.task AS doing FROM queue_lease AS lease LEFT JOIN worker ON worker.id = lease.worker"
+        " WHERE ?1 IS NULL OR lease.worker = ?1 ORDER BY lease.added DESC",
+        (worker,),
+    ).fetchall()
+    count = 0
+    for lease in leases:
+        task = TASKS.get(db, lease["task"])
+        waits = task is not None and task["status"] in ("queued", "created")  # created: put there by queues.add_task
+        in_hand = worker is None and (lease["doing"] == lease["task"] or max(lease["taken"], opened) >= taken_before)
+        if waits and in_hand:
+            continue
+        db.execute("DELETE FROM queue_lease WHERE task = ?", (lease["task"],))
+        if task is not None and waits:
+            count += _put_back(db, task, lease["queue"], lease["added"])
+    return count
 
 
 def _touch(db: sqlite3.Connection, queue_id: str) -> None:
@@ -148,6 +191,18 @@ def _entries(db: sqlite3.Connection, queue: str, limit: int = -1) -> list[Doc]:
     return [dict(row) for row in rows]
 
 
+class MetadataItem(Request):
+    """Something noted about a queue."""
+
+    key: str
+    type: str | None = None
+    value: str | None = None
+
+    def doc(self) -> Doc:
+        """Give it as it is stored."""
+        return self.model_dump(exclude_none=True)
+
+
 class CreateRequest(Request):
     """A queue: its name is unique."""
 
@@ -155,7 +210,7 @@ class CreateRequest(Request):
     display_name: str | None = None
     tags: list[str] = []
     system_tags: list[str] = []
-    metadata: dict[str, Any] = {}
+    metadata: dict[str, MetadataItem] = {}
 
 
 @endpoint("queues.create", since="2.4")
@@ -164,7 +219,7 @@ def create(call: Call, request: CreateRequest) -> Doc:
     fields: Doc = {
         "tags": sorted(set(request.tags)),
         "system_tags": sorted(set(request.system_tags)),
-        "metadata": request.metadata,
+        "metadata": {key: item.doc() for key, item in request.metadata.items()},
         "user": call.identity.user,
     }
     if request.display_name:
@@ -174,14 +229,19 @@ def create(call: Call, request: CreateRequest) -> Doc:
 
 
 class QueueRequest(Request):
-    """Which queue; ``max_task_entries`` limits the entries in the answer."""
+    """Which queue."""
 
     queue: str
-    max_task_entries: int | None = Field(default=None, ge=0)
+
+
+class GetByIdRequest(QueueRequest):
+    """Which queue; ``max_task_entries`` limits the entries in the answer."""
+
+    max_task_entries: int | None = Field(default=None, ge=0, le=2**31)
 
 
 @endpoint("queues.get_by_id", since="2.4")
-def get_by_id(call: Call, request: QueueRequest) -> Doc:
+def get_by_id(call: Call, request: GetByIdRequest) -> Doc:
     """Read a queue with the tasks that wait in it."""
     db = call.db.read()
     queue = get_queue(db, request.queue)
@@ -204,20 +264,20 @@ def get_default(call: Call, request: DefaultRequest) -> Doc:
 def _find(call: Call, args: Doc, ex: bool) -> Doc:
     db = call.db.read()
     where = "1"
-    if not args.get("search_hidden") and not args.get("id"):
+    if not any(args.get(name) for name in ("search_hidden", "id", "name")):
         where = "NOT EXISTS (SELECT 1 FROM json_each(doc, '$.system_tags') WHERE value = 'k8s-glue')"
     only = QUEUES.only_fields(args)
     own, targets = split_references([name for name in only if not name.startswith("workers")], _REFS)
     limit = args.get("max_task_entries")
-    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or not 0 <= limit < 2**31):
         raise errors.VALIDATION_ERROR("max_task_entries must be a non-negative integer", field="max_task_entries")
     scroll: Doc = {}
     queues = QUEUES.find(
         db,
         {**args, "only_fields": own, "projection": None},
-        where=where if ex else "1",
+        where=where,
         default_order=("name",),
-        ignore=("max_task_entries", "last_seen"),
+        ignore=("max_task_entries",),
         scroll=scroll,
     )
     if ex:
@@ -267,22 +327,22 @@ class UpdateRequest(Request):
     display_name: str | None = None
     tags: list[str] | None = None
     system_tags: list[str] | None = None
+    metadata: dict[str, MetadataItem] | None = None
 
 
 @endpoint("queues.update", since="2.4")
 def update(call: Call, request: UpdateRequest) -> Doc:
     """Change a queue."""
-    fields = request.model_dump(exclude={"queue"}, exclude_none=True)
+    fields = request.model_dump(exclude={"queue", "metadata"}, exclude_none=True)
+    if request.metadata is not None:
+        fields["metadata"] = {key: item.doc() for key, item in request.metadata.items()}
     for key in ("tags", "system_tags"):
         if key in fields:
             fields[key] = sorted(set(fields[key]))
     with call.db.write() as db:
         queue = get_queue(db, request.queue)
-        if name := fields.get("name"):
-            if len(name.strip()) < 3:
-                raise errors.DATA_VALIDATION_ERROR(name="String value is too short")
-            if QUEUES.count(db, "name = ? AND id <> ?", (name, queue["id"])):
-                raise errors.EXPECTED_UNIQUE_DATA(name=name, company=COMPANY_ID)
+        if "name" in fields:
+            fields["name"] = _check_name(db, fields["name"], own=queue["id"])
         if fields:
             fields["last_update"] = now()
             QUEUES.put(db, queue | fields)
@@ -375,7 +435,7 @@ def remove(call: Call, request: RemoveTaskRequest) -> Doc:
 
 
 class NextTaskRequest(Request):
-    """From which queue; ``get_task_info`` tells whose task it is."""
+    """From which queue; ``get_task_info`` tells whose task it is; with ``task`` only if that task is the first."""
 
     queue: str
     get_task_info: bool = False
@@ -395,14 +455,18 @@ def get_next_task(call: Call, request: NextTaskRequest) -> Doc:
         while True:
             row = db.execute(
                 "DELETE FROM queue_entry WHERE task ="
-                " (SELECT task FROM queue_entry WHERE queue = ? ORDER BY position LIMIT 1) RETURNING task, added",
-                (request.queue,),
+                " (SELECT task FROM queue_entry WHERE queue = ?1 ORDER BY position LIMIT 1)"
+                " AND (?2 IS NULL OR task = ?2) RETURNING task, added",
+                (request.queue, request.task),
             ).fetchone()
             if row is None:
                 return {}
             task = TASKS.get(db, row["task"])
             if task is not None:
                 break
+        if task["status"] == "stopped":  # stopped while it was put here: the official server mends it so too
+            task["status"] = "queued"
+            TASKS.put(db, task)
         worker = call.worker if call.worker and call.worker != "<unknown>" else ""
         db.execute(
             "INSERT OR REPLACE INTO queue_lease (task, queue, worker, user, taken, added) VALUES (?, ?, ?, ?, ?, ?)",
@@ -499,19 +563,17 @@ class MetadataRequest(Request):
     """Which queue, and a list of ``{key, type, value}``."""
 
     queue: str
-    metadata: list[dict[str, Any]]
+    metadata: list[MetadataItem]
     replace_metadata: bool = False
 
 
 @endpoint("queues.add_or_update_metadata", since="2.13")
 def add_or_update_metadata(call: Call, request: MetadataRequest) -> Doc:
     """Note something about a queue."""
-    if not all(isinstance(item.get("key"), str) for item in request.metadata):
-        raise errors.VALIDATION_ERROR("each metadata item needs a key", field="metadata")
     with call.db.write() as db:
         queue = get_queue(db, request.queue)
         old = {} if request.replace_metadata else queue.get("metadata", {})
-        queue["metadata"] = old | {item["key"]: item for item in request.metadata}
+        queue["metadata"] = old | {item.key: item.doc() for item in request.metadata}
         QUEUES.put(db, queue)
     return {"updated": 1}
 
@@ -531,3 +593,19 @@ def delete_metadata(call: Call, request: DeleteMetadataRequest) -> Doc:
         queue["metadata"] = {k: v for k, v in queue.get("metadata", {}).items() if k not in request.keys}
         QUEUES.put(db, queue)
     return {"updated": 1}
+
+
+class MetricsRequest(Request):
+    """Dates in seconds, ``interval`` in seconds."""
+
+    from_date: float
+    to_date: float
+    interval: int
+    queue_ids: list[str] | None = None
+    refresh: bool = False
+
+
+@endpoint("queues.get_queue_metrics", since="2.4")
+def get_queue_metrics(call: Call, request: MetricsRequest) -> Doc:
+    """Refuse: lite keeps no history of how long its queues were."""
+    raise errors.NOT_IMPLEMENTED("queues.get_queue_metrics: lite keeps no history of queues")

@@ -17,6 +17,7 @@ from .._collections import PROJECTS, QUEUES, TASKS
 from .._rpc import Call, OpenRequest, Request, State, endpoint
 from .._settings import COMPANY_ID
 from .._store import Doc
+from .queues import adopt_lease, return_leases
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS worker (
@@ -31,6 +32,7 @@ CREATE TABLE IF NOT EXISTS worker_stat (
 ) WITHOUT ROWID;
 """
 _STATS_KEPT_MS = 7 * 86_400_000  # a week of machine statistics is kept
+_LEASE_GRACE_SEC = 60  # an agent says at once that it started what it took, and reports every half minute
 _STATS_GRAIN_MS = 30_000  # at most one sample of each kind per worker and half minute
 
 
@@ -101,6 +103,7 @@ def register(call: Call, request: RegisterRequest) -> Doc:
         if unknown:
             raise errors.INVALID_QUEUE_ID(ids=unknown)
         _save(db, call, request)
+        return_leases(db, taken_before="", worker=request.worker)  # a new process holds nothing
     return {}
 
 
@@ -118,7 +121,7 @@ def unregister(call: Call, request: UnregisterRequest) -> Doc:
     """Take leave of a worker; a task that it took and never started goes back to its queue."""
     with call.db.write() as db:
         db.execute("DELETE FROM worker WHERE id = ?", (request.worker,))
-        _return_leases(db, "worker = ?", (request.worker,))
+        return_leases(db, taken_before="", worker=request.worker)
     return {}
 
 
@@ -157,7 +160,7 @@ def status_report(call: Call, request: StatusRequest) -> Doc:
                 "last_changed_by": call.identity.user,
             }
             TASKS.put(db, task)
-            db.execute("DELETE FROM queue_lease WHERE task = ? AND worker = ?", (request.task, request.worker))
+            adopt_lease(db, request.task, request.worker)
         updates: Doc = {
             "ip": call.ip,
             "last_seen": moment,
@@ -190,38 +193,23 @@ def _store_stats(db: sqlite3.Connection, worker: str, timestamp: int, stats: Doc
     db.executemany("INSERT OR REPLACE INTO worker_stat (worker, time, metric, value) VALUES (?, ?, ?, ?)", rows)
 
 
-def _return_leases(db: sqlite3.Connection, where: str, values: tuple[Any, ...]) -> int:
-    """Put tasks back that were taken and never started."""
-    from .queues import put_back
-
-    count = 0
-    for lease in db.execute(f"DELETE FROM queue_lease WHERE {where} RETURNING task, queue, added", values).fetchall():
-        task = TASKS.get(db, lease["task"])
-        if task is not None and task["status"] == "queued":
-            count += put_back(db, lease["task"], lease["queue"], lease["added"])
-    return count
-
-
 def expire_workers(state: State) -> int:
     """Forget workers that are silent for longer than their timeout; answers how many.
 
-    A task that a worker took and never started goes back to its queue when that worker is gone, or when nobody who is
-    known by name took it and the timeout has passed.
+    A task that was taken and never started goes back to its queue when no living worker reports that it has it in hand.
     """
+    opened = state.db.opened
     with state.db.write() as db:
         gone = [
             row["id"]
             for row in db.execute("SELECT id, last_seen, timeout FROM worker").fetchall()
-            if row["last_seen"] < ago(row["timeout"])
+            if max(row["last_seen"], opened) < ago(row["timeout"])
         ]
-        db.executemany("DELETE FROM worker WHERE id = ?", [(id_,) for id_ in gone])
-        taken_before = ago(state.settings.worker_timeout_sec)
-        # A worker that died between two reports and is not registered counts as gone too.
-        _return_leases(
-            db,
-            "(worker <> '' AND worker NOT IN (SELECT id FROM worker) AND taken < ?) OR taken < ?",
-            (ago(min(60, state.settings.worker_timeout_sec)), taken_before),
-        )
+        for id_ in gone:
+            db.execute("DELETE FROM worker WHERE id = ?", (id_,))
+            return_leases(db, taken_before="", worker=id_)
+        grace = min(_LEASE_GRACE_SEC, state.settings.worker_timeout_sec)
+        return_leases(db, taken_before=ago(grace), opened=opened)
         horizon = int(datetime.now(UTC).timestamp() * 1000) - _STATS_KEPT_MS
         db.execute("DELETE FROM worker_stat WHERE time < ?", (horizon,))
     return len(gone)
