@@ -4,12 +4,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import tarfile
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
 DOCUMENTATION = r"""
 module: image_inputs
 short_description: Hash what each image is made of, and pack all of it as one build context
 description:
-  - Runs on the controller. Two runs over the same files give the same hashes and the same archive, whoever owns the files
-    and whenever they were written. Changes nothing but the archive.
+  - Runs on the controller. Two runs over the same files give the same hashes and the same archive, whoever owns
+    the files and whenever they were written. Changes nothing but the archive.
 options:
   root:
     description: The repository's root.
@@ -33,13 +40,6 @@ hashes:
   type: dict
   returned: always
 """
-
-import hashlib
-import io
-import tarfile
-from pathlib import Path
-
-from ansible.module_utils.basic import AnsibleModule
 
 LEFT_OUT = {"__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache", "build", "dist"}
 
