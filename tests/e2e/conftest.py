@@ -11,9 +11,10 @@ from types import ModuleType
 
 import pytest
 from clearml_api import ClearmlApi
-from harness import AGENT_IMAGE, ROOT, TASK_IMAGE, Platform, Worker
+from harness import AGENT_IMAGE, ROOT, TASK_IMAGE, Platform, Worker, create, enqueue, wait_for_status
 
 QUEUE = "e2e"
+EPOCHS = 20
 
 _platform_key = pytest.StashKey[Platform]()
 
@@ -49,6 +50,16 @@ def digits(platform: Platform) -> str:
 def worker(platform: Platform) -> Worker:
     """A worker that serves the queue of most tests."""
     return platform.add_worker("node", QUEUE)
+
+
+@pytest.fixture(scope="session")
+def trained(platform: Platform, worker: Worker, digits: str) -> str:
+    """An experiment that ran from the queue to its end."""
+    with platform.api() as api:
+        task = create(api, "digits", digits, "train.py", epochs=EPOCHS)
+        enqueue(api, task, QUEUE)
+        wait_for_status(api, task, "completed", 180)
+    return task
 
 
 @pytest.fixture

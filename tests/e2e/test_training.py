@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import verify
 from clearml_api import ClearmlApi
-from conftest import QUEUE
+from conftest import EPOCHS, QUEUE
 from harness import (
     ROOT,
     Platform,
@@ -28,19 +28,6 @@ from harness import (
     wait_for_epoch,
     wait_for_status,
 )
-
-EPOCHS = 20
-
-
-@pytest.fixture(scope="module")
-def trained(platform: Platform, worker: Worker, digits: str) -> str:
-    """An experiment that ran from the queue to its end."""
-    with platform.api() as api:
-        task = create(api, "digits", digits, "train.py", epochs=EPOCHS)
-        enqueue(api, task, QUEUE)
-        wait_for_status(api, task, "completed", 180)
-    return task
-
 
 def keys(api: ClearmlApi) -> set[str]:
     return {pair["access_key"] for pair in api.call("auth.get_credentials")["credentials"]}
