@@ -132,6 +132,7 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         print(f"trainyard-lite: {error}", file=sys.stderr)
         return 2
+    os.umask(0o077)  # database and files hold keys and data of people: of this user alone
     asyncio.run(_serve(settings))
     return 0
 
