@@ -83,6 +83,7 @@ lint: tools-dev ## every linter, on everything
 	@$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy ansible/tools/*.py tests/e2e/*.py
 	$(BIN)/yamllint --strict .
 	$(BIN)/ansible-lint --offline
 	git ls-files -z -- '*.sh' .ci/run | xargs -0 -r $(BIN)/shellcheck
@@ -93,13 +94,18 @@ unit: tools-dev ## unit tests
 	@$(BIN)/pytest tests/unit
 
 .PHONY: e2e
-e2e: tools-dev ## the real SDK, agent and clearml-data against the deployed site
+e2e: tools-dev ## real SDK, agent, clearml-data and browser on a server of its own (needs the images)
 	@$(BIN)/pytest tests/e2e
 
 .PHONY: molecule
 molecule: tools-dev ## the roles on a test host: check, converge, idempotence, verify
-	@cd ansible
-	$(BIN)/molecule test --scenario-name local
+	@$(MAKE) secrets SITE=lab
+	cd ansible
+	ANSIBLE_VAULT_PASSWORD_FILE=$(ROOT)/inventory/lab/.vault_password $(BIN)/molecule test --scenario-name local
+
+.PHONY: audit
+audit: tools-dev ## the same tests of hosts as molecule's, against the live SITE (it changes nothing, and trains once)
+	@$(BIN)/pytest tests/infra/local --ansible-inventory=$(INVENTORY)
 
 .PHONY: bench
 bench: tools-dev ## print the benchmark tables (needs a deployed site)
@@ -125,6 +131,20 @@ test-all: ## test, then molecule and the benchmarks
 	@$(MAKE) test
 	$(MAKE) molecule
 	$(MAKE) bench
+
+PIP_COMPILE = $(BIN)/uv pip compile --quiet --upgrade --python-platform x86_64-manylinux_2_28 --generate-hashes \
+	--no-emit-index-url --custom-compile-command "make lock"
+
+.PHONY: lock
+lock: tools-dev ## resolve every lock file anew: tools, lite, agent, perception images
+	@$(BIN)/uv lock --upgrade
+	$(BIN)/uv export --quiet --frozen --package trainyard-lite --no-emit-workspace --no-dev --no-header --output-file lite/requirements.txt
+	$(PIP_COMPILE) --python-version 3.11 agents/requirements.in --output-file agents/requirements.txt
+	for list in docker/locks/*.in; do
+		name=$$(basename "$$list" .in)
+		$(PIP_COMPILE) --python-version "$${name%%-*}" "$$list" --output-file "docker/locks/$$name.txt"
+	done
+	git diff --stat -- '*.lock' '*.txt'
 
 .PHONY: tools
 tools: $(VENV)/.tools-main ## prepare .venv with what deploys
