@@ -1,6 +1,6 @@
 """Debian's Chromium, headless, for the tests of the page and for the picture in README.
 
-    python tests/e2e/browser.py docs/lite-experiment.png    take the picture of the deployed site's last experiment
+python tests/e2e/browser.py docs/lite-experiment.png    take the picture of the deployed site's last experiment
 """
 
 from __future__ import annotations

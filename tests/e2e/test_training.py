@@ -29,6 +29,7 @@ from harness import (
     wait_for_status,
 )
 
+
 def keys(api: ClearmlApi) -> set[str]:
     return {pair["access_key"] for pair in api.call("auth.get_credentials")["credentials"]}
 

@@ -433,3 +433,10 @@ def test_another_image_is_prepared_the_stock_way(tmp_path: Path) -> None:
         "-m pip install -U clearml-agent|||",
         "-u -m clearml_agent execute --id 1|3||",
     ]
+
+
+def test_the_servers_image_is_locked_like_everything_else() -> None:
+    command = "uv export --quiet --frozen --package trainyard-lite --no-emit-workspace --no-dev --no-header"
+    uv = Path(sys.executable).with_name("uv")
+    exported = subprocess.run([uv, *command.split()[1:]], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (ROOT / "lite/requirements.txt").read_text() == exported.stdout, "run make lock"
