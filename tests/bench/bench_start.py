@@ -77,7 +77,7 @@ class Site:
                 if match := LINE.search(event.get("msg", "")):
                     self._wait_for_end(task)
                     return float(match[1]) - begin
-            status = self.api.call("tasks.get_by_id", {"task": task, "only_fields": ["status"]})["task"]["status"]
+            status = self.api.call("tasks.get_by_id", {"task": task})["task"]["status"]
             if status in ("failed", "stopped"):
                 raise RuntimeError(f"{name}: {status}\n" + "\n".join(event.get("msg", "") for event in events[:40]))
             time.sleep(0.25)
