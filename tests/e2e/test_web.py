@@ -9,7 +9,7 @@ import pytest
 from browser import log_in, open_browser
 from clearml_api import ClearmlApi
 from conftest import EPOCHS, QUEUE
-from harness import Platform, Worker, create, enqueue, get, wait_for_epoch, wait_for_status
+from harness import Platform, Worker, create, enqueue, epochs_of, get, wait_for_epoch, wait_for_status
 from playwright.sync_api import Page, expect
 
 USER = "admin"
@@ -120,6 +120,31 @@ def test_a_running_experiment_is_followed_and_aborted(
     page.goto(f"{platform.server.urls['web']}/workers")
     # The page loads itself again, and the worker tells the server when it has cleaned up.
     expect(page.get_by_role("row").filter(has_text=worker.name)).to_contain_text("free", timeout=60_000)
+
+
+def test_a_person_makes_a_key_and_repeats_an_experiment(
+    page: Page, worker: Worker, trained: str, api: ClearmlApi
+) -> None:
+    page.get_by_role("link", name="Administrator").click()
+    page.get_by_label("What it is for").fill("a laptop")
+    page.get_by_role("button", name="Make a key pair").click()
+    expect(page.locator("#conf")).to_contain_text("secret_key")
+    row = page.get_by_role("row").filter(has_text="a laptop")
+    row.get_by_role("button", name="Revoke").click()
+    expect(page.get_by_text("a laptop")).to_have_count(0)
+
+    page.get_by_role("link", name="Experiments").click()
+    page.locator(f"td.name a[href*='{trained}']").click()
+    page.get_by_role("button", name="Clone").click()
+    page.get_by_role("link", name="Parameters").click()
+    page.get_by_label("epochs").fill("3")
+    page.get_by_role("button", name="Save").click()
+    page.get_by_label("Queue").select_option(label=QUEUE)
+    page.get_by_role("button", name="Enqueue").click()
+    expect(page.locator("#status")).to_have_text("completed", timeout=120_000)
+    clone = page.locator("#task").get_attribute("data-task")
+    assert clone
+    assert {tuple(points) for points in epochs_of(api, clone).values()} == {(1, 2, 3)}
 
 
 def test_the_path_that_the_sdk_prints_leads_there_after_the_login(

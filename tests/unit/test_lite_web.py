@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from conftest import Lite
 from starlette.testclient import TestClient
 from test_lite_auth import PASSWORD
+from trainyard_lite._errors import ApiError
 from trainyard_lite.web import create_web
 
 EVIL = '<script>alert("x")</script>'
@@ -137,6 +140,7 @@ def test_a_form_of_another_page_does_nothing(lite: Lite, page: TestClient, heade
     task = lite.task()
     for action in ("enqueue", "clone", "archive", "abort"):
         assert page.post(f"/tasks/{task}/{action}", headers=headers).status_code == 403
+    assert page.post(f"/tasks/{task}/parameters", headers=headers).status_code == 403
     assert page.post("/logout", headers=headers).status_code == 403
     assert lite.status(task) == "created"
     assert len(lite("tasks.get_all")["tasks"]) == 1
@@ -157,6 +161,35 @@ def test_actions(lite: Lite, page: TestClient) -> None:
     assert "Invalid task status" in refused.text
     assert page.post(f"/tasks/{task}/archive").status_code == 303
     assert task not in page.get("/tasks").text
+
+
+def test_a_key_pair_is_made_used_and_revoked(lite: Lite, page: TestClient) -> None:
+    made = page.post("/settings", data={"label": EVIL}).text
+    keys = dict(re.findall(r'(access_key|secret_key): "(\w+)"', made))
+    assert lite.state.auth.check_secret(keys["access_key"], keys["secret_key"]).name == "Ad Min"
+    again = page.get("/settings/workspace-configuration").text
+    assert keys["access_key"] in again
+    assert keys["secret_key"] not in again, "a secret is shown once"
+    assert "<script>alert" not in again
+    foreign = page.post("/settings", data={"revoke": keys["access_key"]}, headers={"Origin": "http://evil.example"})
+    assert foreign.status_code == 403
+    assert keys["access_key"] not in page.post("/settings", data={"revoke": keys["access_key"]}).text
+    with pytest.raises(ApiError):
+        lite.state.auth.check_secret(keys["access_key"], keys["secret_key"])
+
+
+def test_the_parameters_of_a_draft_are_changed_on_the_page(lite: Lite, page: TestClient) -> None:
+    old = {"lr": {"value": "0.1", "type": "float"}, "text": {"value": "a\nb"}, "a/b": {"value": "1"}}
+    params = {"Args": {name: {"section": "Args", "name": name, **param} for name, param in old.items()}}
+    task = lite("tasks.create", name="draft", type="training", hyperparams=params)["id"]
+    form = {"Args/lr": "0.2", "Args/text": "a\r\nb", "Args/a/b": "2", "Args/new": "no", "nonsense": "x"}
+    assert page.post(f"/tasks/{task}/parameters", data=form).status_code == 303
+    now = lite("tasks.get_by_id", task=task)["task"]["hyperparams"]["Args"]
+    assert {name: param["value"] for name, param in now.items()} == {"lr": "0.2", "text": "a\nb", "a/b": "2"}
+    assert now["lr"]["type"] == "float"
+    lite("tasks.started", task=task)
+    assert page.post(f"/tasks/{task}/parameters", data={"Args/lr": "9"}).status_code == 400
+    assert "<input name=" not in page.get(f"/projects/*/tasks/{task}/hyper-params/hyper-param/Args").text
 
 
 def test_logout(page: TestClient) -> None:

@@ -25,7 +25,7 @@ from .._store import Doc
 
 _HERE = Path(__file__).parent
 _PAGE_SIZE = 50
-_MAX_FORM_BYTES = 65_536
+_MAX_FORM_BYTES = 262_144
 _STATUSES = ("created", "queued", "in_progress", "completed", "published", "stopped", "failed", "closed")
 _TABS = {
     "console": "Console",
@@ -258,7 +258,7 @@ async def _form(request: Request) -> dict[str, str]:
     length = request.headers.get("content-length", "0")
     if not length.isdigit() or int(length) > _MAX_FORM_BYTES:
         raise ApiError(413, 0, "The form is too long")
-    async with request.form(max_files=0, max_fields=20) as form:
+    async with request.form(max_files=0, max_fields=1000) as form:
         return {key: value for key, value in form.items() if isinstance(value, str)}
 
 
@@ -464,6 +464,35 @@ async def _scalar_data(visit: _Visit) -> Response:
 # Actions
 
 
+async def _settings(visit: _Visit) -> Response:
+    """Show the caller's key pairs; make and revoke them."""
+    made: Doc | None = None
+    if visit.request.method == "POST":
+        if not _same_origin(visit.request):
+            return visit.site.error(403, "Not from here", "This form was sent from another page.", visit.identity)
+        form = await _form(visit.request)
+        if "revoke" in form:
+            await visit.api("auth.revoke_credentials", access_key=form["revoke"])
+        else:
+            made = (await visit.api("auth.create_credentials", label=form.get("label") or None))["credentials"]
+    keys = (await visit.api("auth.get_credentials"))["credentials"]
+    return visit.page("settings.html", keys=keys, made=made)
+
+
+async def _set_parameters(visit: _Visit, task: str, form: dict[str, str]) -> None:
+    """Set the parameters whose field, named section/name, has another value now; what else is known of them stays."""
+    sections = (await visit.api("tasks.get_by_id", task=task))["task"].get("hyperparams") or {}
+    changed = []
+    for section, params in sections.items():
+        for name, param in params.items():
+            # Browsers send every line break as two characters.
+            value = form.get(f"{section}/{name}", param["value"]).replace("\r\n", "\n")
+            if value != param["value"]:
+                changed.append({**param, "value": value})
+    if changed:
+        await visit.api("tasks.edit_hyper_params", task=task, hyperparams=changed)
+
+
 async def _act(visit: _Visit) -> Response:
     """Abort, enqueue, clone or archive an experiment, as the API allows it."""
     if not _same_origin(visit.request):
@@ -476,6 +505,9 @@ async def _act(visit: _Visit) -> Response:
         await visit.api("tasks.enqueue", task=task, queue=form.get("queue") or None)
     elif action == "clone":
         task = (await visit.api("tasks.clone", task=task))["id"]
+    elif action == "parameters":
+        await _set_parameters(visit, task, form)
+        return RedirectResponse(f"/projects/*/tasks/{quote(task)}/{_OUR_PATHS['parameters']}", 303)
     elif action == "archive":
         await visit.api("tasks.archive", tasks=[task])
         return RedirectResponse("/tasks", 303)
@@ -527,6 +559,9 @@ def create_web(state: State) -> Starlette:
         Route("/projects", inside(_projects)),
         Route("/workers", inside(_workers)),
         Route("/workers-and-queues/{rest:path}", inside(_workers)),
+        Route("/settings", inside(_settings), methods=["GET", "POST"]),
+        Route("/settings/{rest:path}", inside(_settings)),
+        Route("/profile", inside(_settings)),
         Route("/data/tasks/{task}/log", inside(_log_data)),
         Route("/data/tasks/{task}/scalars", inside(_scalar_data)),
         Route("/tasks/{task}/{action:str}", inside(_act), methods=["POST"]),
