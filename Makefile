@@ -23,13 +23,14 @@ SITE_FILE := $(BUILD)/site-$(SITE).json
 STAGES := $(BUILD)/stages.json
 
 export ANSIBLE_CONFIG := $(ROOT)/ansible/ansible.cfg
-export ANSIBLE_VAULT_PASSWORD_FILE := $(VAULT_PASSWORD)
 export PATH := $(BIN):$(PATH)
 # uv asks the system's authorities too, so that a site's own CA counts.
 export UV_SYSTEM_CERTS := true
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-PLAYBOOK = $(BIN)/ansible-playbook -i $(INVENTORY)
+# Given to playbooks alone: a linter needs no vault, and a fresh clone has none.
+VAULT_ENV = env ANSIBLE_VAULT_PASSWORD_FILE=$(VAULT_PASSWORD)
+PLAYBOOK = $(VAULT_ENV) $(BIN)/ansible-playbook -i $(INVENTORY)
 STAGE = $(BIN)/python ansible/tools/stage.py --file $(STAGES)
 
 .PHONY: help
@@ -105,7 +106,7 @@ molecule: tools-dev ## the roles on a test host: check, converge, idempotence, v
 
 .PHONY: audit
 audit: tools-dev ## the same tests of hosts as molecule's, against the live SITE (it changes nothing, and trains once)
-	@$(BIN)/pytest tests/infra/local --ansible-inventory=$(INVENTORY)
+	@$(VAULT_ENV) $(BIN)/pytest tests/infra/local --ansible-inventory=$(INVENTORY)
 
 .PHONY: bench
 bench: tools-dev ## print the benchmark tables (needs a deployed site)
