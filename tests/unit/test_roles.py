@@ -312,11 +312,35 @@ def test_the_servers_address_and_ports_are_checked(site: Site) -> None:
         assert message in said, said
 
 
-def test_the_official_flavor_is_refused_in_clear_words(site: Site) -> None:
-    site.variables = {"clearml_server_flavor": "official"}
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        ({"clearml_server_version": "9.9"}, "one: clearml_server_version is '9.9'"),
+        ({"clearml_server_images": {"mongo": "mongo:5.0"}}, "gives mongo the image 'mongo:5.0', but set '2.3'"),
+        ({"clearml_server_images": {"kibana": "kibana:8"}}, "clearml_server_images has 'kibana'"),
+        ({"clearml_server_domain": "https://x.org"}, "clearml_server_domain is 'https://x.org'"),
+        ({"clearml_server_domain": "app.x.org"}, "write what the three have in common: 'x.org'"),
+        (
+            {"clearml_server_domain": "x.org", "clearml_server_tls": "files", "clearml_server_tls_key": "/no/key"},
+            "clearml_server_tls_key is '/no/key', which cannot be read",
+        ),
+        ({"clearml_server_redis_url": "redis.x.org"}, "clearml_server_redis_url is 'redis.x.org'"),
+        (
+            {"clearml_server_elasticsearch_watermarks": {"low": "90%", "high": "80%", "flood_stage": "500mb"}},
+            "write three rising percentages",
+        ),
+        ({"clearml_server_memory_mb": 3000, "clearml_server_elasticsearch_heap_mb": 2000}, "write at most 750"),
+        ({"clearml_server_mongo_password": ""}, "clearml_server_mongo_password is missing"),
+        ({"clearml_server_redis_password": "1short"}, "clearml_server_redis_password (value hidden)"),
+    ],
+)
+def test_mistakes_of_the_official_flavor_are_told(site: Site, variables: dict[str, Any], told: str) -> None:
+    good = {f"clearml_server_{name}_password": "a" * 20 for name in ("mongo", "elasticsearch", "redis")}
+    site.variables = {"clearml_server_flavor": "official", **good, **variables}
     code, said = site.preflight()
     assert code != 0
-    assert "one: clearml_server_flavor is 'official'; only 'lite' can be deployed yet: write 'lite'" in said
+    assert told in said
+    assert "1short" not in said
 
 
 def test_bad_secrets_are_refused_without_being_shown(site: Site) -> None:

@@ -51,6 +51,9 @@ def complete(content: dict, nodes: list[str]) -> list[str]:
     add("vault_clearml_admin_password", content, "vault_clearml_admin_password", lambda: secret(20))
     add("vault_clearml_server_session_secret", content, "vault_clearml_server_session_secret", lambda: secret(54))
     add("vault_clearml_server_token_secret", content, "vault_clearml_server_token_secret", lambda: secret(54))
+    for service in ("mongo", "elasticsearch", "redis"):
+        name = f"vault_clearml_server_{service}_password"
+        add(name, content, name, lambda: secret(40))
     for group, names in (("vault_clearml_server_credentials", ACCOUNTS), ("vault_clearml_agent_credentials", nodes)):
         holder = content.setdefault(group, {})
         for name in names:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -223,10 +224,10 @@ def trainyard_server_problems(server: Mapping[str, Any], host: str) -> list[str]
             "write the address that other machines use, e.g. '10.0.0.5'"
         )
     ports: dict[int, str] = {}
-    for name in ("api", "web", "files"):
-        variable, port = f"clearml_server_{name}_port", _number(server["ports"][name])
+    for name, given in server["ports"].items():
+        variable, port = f"clearml_server_{name}_port", _number(given)
         if port is None or port != int(port) or not 1 <= port <= 65535:
-            problems.append(f"{host}: {variable} is {server['ports'][name]!r}; write a port from 1 to 65535, e.g. 8008")
+            problems.append(f"{host}: {variable} is {given!r}; write a port from 1 to 65535, e.g. 8008")
             continue
         port = int(port)
         if port in ports:
@@ -235,11 +236,107 @@ def trainyard_server_problems(server: Mapping[str, Any], host: str) -> list[str]
                 "write another one, e.g. 8080 for web, 8008 for the API, 8081 for files"
             )
         ports.setdefault(port, variable)
-    if server["flavor"] != "lite":
+    if server["flavor"] not in {"lite", "official"}:
+        problems.append(f"{host}: clearml_server_flavor is {server['flavor']!r}; write 'lite' or 'official'")
+    problems += _domain_problems(server, host)
+    if server["flavor"] == "official":
+        problems += _version_problems(server, host) + _database_problems(server, host)
+    return problems
+
+
+def _domain_problems(server: Mapping[str, Any], host: str) -> list[str]:
+    problems = []
+    domain, tls = str(server["domain"]), str(server["tls"])
+    if domain and (not HOST_NAME.match(domain) or "." not in domain or re.fullmatch(r"[0-9.]+", domain)):
         problems.append(
-            f"{host}: clearml_server_flavor is {server['flavor']!r}; only 'lite' can be deployed yet: write 'lite'"
+            f"{host}: clearml_server_domain is {domain!r}; write the name below which app., api. and files. are, "
+            "without scheme and port, e.g. 'clearml.example.org', or leave it empty for plain ports"
+        )
+    for label in ("app.", "api.", "files."):
+        if domain.startswith(label):
+            problems.append(
+                f"{host}: clearml_server_domain is {domain!r}, which names one service; write what the three have in "
+                f"common: {domain[len(label) :]!r}"
+            )
+    if tls not in {"acme", "files", "internal"}:
+        problems.append(f"{host}: clearml_server_tls is {tls!r}; write 'acme', 'files' or 'internal'")
+    if domain and tls == "files":
+        for variable, what in (("tls_certificate", "certificate and its chain"), ("tls_key", "private key")):
+            path = str(server[variable])
+            if not path or not os.access(path, os.R_OK):
+                problems.append(
+                    f"{host}: clearml_server_{variable} is {path!r}, which cannot be read on this machine; write the "
+                    f"path of a PEM file with the {what}, e.g. '/etc/ssl/site/clearml.pem'"
+                )
+    return problems
+
+
+def _version_problems(server: Mapping[str, Any], host: str) -> list[str]:
+    sets, version = server["versions"], str(server["version"])
+    if version not in sets:
+        return [
+            f"{host}: clearml_server_version is {version!r}, which no version set has; write one of "
+            f"{', '.join(map(repr, sorted(sets)))} (compose/server/versions.yml)"
+        ]
+    problems = []
+    for name, image in server["images"].items():
+        if name == "caddy":
+            continue
+        if name not in sets[version] or name == "fcv":
+            problems.append(
+                f"{host}: clearml_server_images has {name!r}; write images for "
+                "server, mongo, elasticsearch, redis or caddy"
+            )
+            continue
+        wanted = sets[version][name].rsplit(":", 1)[1]
+        bare, _, digest = str(image).partition("@")
+        tag = bare.rsplit(":", 1)[1] if ":" in bare.rsplit("/", 1)[-1] else ""
+        if tag != wanted and not (digest and not tag):
+            problems.append(
+                f"{host}: clearml_server_images gives {name} the image {image!r}, but set {version!r} has version "
+                f"{wanted!r} of it: parts of different sets do not work together; write that version, or a digest"
+            )
+    return problems
+
+
+def _database_problems(server: Mapping[str, Any], host: str) -> list[str]:
+    problems = []
+    forms = {
+        "elasticsearch_url": (r"https?://[^/@\s:]+(:\d+)?/?", "https://es.example.org:9200, user and password apart"),
+        "redis_url": (r"rediss?://[^/@\s:]+(:\d+)?/?", "rediss://redis.example.org:6379, the password apart"),
+    }
+    for name, (form, example) in forms.items():
+        if server[name] and not re.fullmatch(form, str(server[name])):
+            problems.append(f"{host}: clearml_server_{name} is {server[name]!r}; write it like {example}")
+    marks = {name: str(server["watermarks"].get(name, "")) for name in ("low", "high", "flood_stage")}
+    values = [float(mark[:-1]) if re.fullmatch(r"\d+(\.\d+)?%", mark) else -1.0 for mark in marks.values()]
+    if min(values) <= 0 or max(values) >= 100 or sorted(set(values)) != values:
+        problems.append(
+            f"{host}: clearml_server_elasticsearch_watermarks is {marks}; write three rising percentages below 100%, "
+            "e.g. {low: 85%, high: 90%, flood_stage: 95%}"
+        )
+    if "elasticsearch" in server["own"] and server["heap_mb"] * 2 > server["memory_mb"]:
+        problems.append(
+            f"{host}: clearml_server_elasticsearch_heap_mb is {server['heap_mb']}, and Elasticsearch needs twice as "
+            f"much, but clearml_server_memory_mb is {server['memory_mb']}; write at most {server['memory_mb'] // 4}"
         )
     return problems
+
+
+def trainyard_revision(texts: Sequence[Any]) -> str:
+    """Give a short name for what a service reads at its start: another text, another name."""
+    return hashlib.sha256("\0".join(map(str, texts)).encode()).hexdigest()[:16]
+
+
+def trainyard_names_problems(lines: Sequence[str], domain: str, host: str) -> list[str]:
+    """Find names of a domain that have no address; ``lines`` are those that have one."""
+    missing = [name for name in (f"app.{domain}", f"api.{domain}", f"files.{domain}") if name not in set(lines)]
+    if not missing:
+        return []
+    return [
+        f"{host}: clearml_server_domain is {domain!r}, but {', '.join(missing)} cannot be resolved on the server; make "
+        f"app.{domain}, api.{domain} and files.{domain} (or *.{domain}) point to it in your DNS"
+    ]
 
 
 def trainyard_host_problems(
@@ -261,6 +358,11 @@ def trainyard_host_problems(
         problems.append(
             f"{host}: the machine has {survey['memory_mb']} MB of memory, preflight_min_memory_mb asks for "
             f"{needs['memory_mb']}; give it more, or write a smaller preflight_min_memory_mb"
+        )
+    if needs.get("avx") and not survey["avx"]:
+        problems.append(
+            f"{host}: the processor has no AVX, which MongoDB needs from version 5 on; use another machine (or pass "
+            "the host's processor through to the virtual machine), or name another MongoDB in clearml_server_mongo_uri"
         )
     for path, free in sorted(survey["free_mb"].items()):
         if free < needs["disk_mb"]:
@@ -289,4 +391,6 @@ class FilterModule:
             "trainyard_secret_problems": trainyard_secret_problems,
             "trainyard_server_problems": trainyard_server_problems,
             "trainyard_host_problems": trainyard_host_problems,
+            "trainyard_revision": trainyard_revision,
+            "trainyard_names_problems": trainyard_names_problems,
         }

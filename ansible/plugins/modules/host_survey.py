@@ -38,6 +38,14 @@ free_mb:
   description: Free space by path.
   type: dict
   returned: always
+avx:
+  description: Whether the processor has AVX, which MongoDB needs from version 5 on.
+  type: bool
+  returned: always
+max_map_count:
+  description: The kernel's limit of memory maps per process.
+  type: int
+  returned: always
 ports:
   description: Of each port that is taken, the name of who listens and the compose project.
   type: dict
@@ -132,6 +140,8 @@ def main() -> None:
     module.exit_json(
         changed=False,
         memory_mb=memory_mb(),
+        avx=bool(re.search(r"^flags\s*:.*\bavx\b", Path("/proc/cpuinfo").read_text(), re.MULTILINE)),
+        max_map_count=int(Path("/proc/sys/vm/max_map_count").read_text()),
         free_mb={path: free_mb(path) for path in module.params["paths"]},
         ports=ports,
     )
