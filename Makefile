@@ -9,6 +9,8 @@ MAKEFLAGS += --no-print-directory
 SITE ?= local
 # Any Python from 3.11 on makes the tool environment.
 PYTHON ?= python3
+# What `make molecule` runs.
+SCENARIO ?= local server
 # More for ansible-playbook, e.g. ARGS="--check --diff" or ARGS="-e clearml_agent_force_restart=true".
 ARGS ?=
 
@@ -61,6 +63,14 @@ secrets: tools ## generate what is missing of the site's secrets
 	test -e $(VAULT_PASSWORD) || { echo "$(VAULT) is there, but $(VAULT_PASSWORD) is not: put it back, or delete the first to start with new secrets" >&2; exit 1; }
 	$(STAGE) --run secrets -- $(PLAYBOOK) ansible/secrets.yml
 
+.PHONY: site
+site: tools ## NAME=team: make a site of your own from inventory/example, with all its secrets
+	@$(BIN)/ansible-playbook -i localhost, ansible/new_site.yml -e '{"new_site_name": "$(NAME)"}'
+
+.PHONY: users
+users: tools ## write each person's clearml.conf into inventory/SITE/users/ (after deploy)
+	@$(PLAYBOOK) ansible/users.yml $(ARGS)
+
 .PHONY: verify
 verify: tools ## submit the example training, wait for it, read everything back
 	@test -e $(SITE_FILE) || { echo "the site $(SITE) is not deployed from here: run make up SITE=$(SITE)" >&2; exit 1; }
@@ -99,10 +109,13 @@ e2e: tools-dev ## real SDK, agent, clearml-data and browser on a server of its o
 	@$(BIN)/pytest tests/e2e
 
 .PHONY: molecule
-molecule: tools-dev ## the roles on a test host: check, converge, idempotence, verify
-	@$(MAKE) secrets SITE=lab
-	cd ansible
-	ANSIBLE_VAULT_PASSWORD_FILE=$(ROOT)/inventory/lab/.vault_password $(BIN)/molecule test --scenario-name local
+molecule: tools-dev ## the roles on test hosts: check, converge, idempotence, verify (SCENARIO=local or server)
+	@for scenario in $(SCENARIO)
+	do
+		lab=lab$$([ "$$scenario" = local ] || echo "-$$scenario")
+		$(MAKE) secrets SITE=$$lab
+		(cd ansible && ANSIBLE_VAULT_PASSWORD_FILE=$(ROOT)/inventory/$$lab/.vault_password $(BIN)/molecule test --scenario-name $$scenario)
+	done
 
 .PHONY: audit
 audit: tools-dev ## the same tests of hosts as molecule's, against the live SITE (it changes nothing, and trains once)

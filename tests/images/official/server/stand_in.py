@@ -1,0 +1,59 @@
+"""What the stand-ins for apiserver, fileserver and async_delete share: configuration, and a login at every database."""
+
+from __future__ import annotations
+
+import logging
+import logging.config
+from pathlib import Path
+from typing import Any
+
+import requests
+from pyhocon import ConfigFactory
+from pymongo import MongoClient
+from redis import Redis
+
+CONFIG = Path("/opt/clearml/config")
+
+
+def load(name: str) -> dict[str, Any]:
+    """Read one HOCON file as the real server does."""
+    path = CONFIG / f"{name}.conf"
+    return dict(ConfigFactory.parse_file(str(path)).as_plain_ordered_dict()) if path.exists() else {}
+
+
+def start_logging() -> None:
+    """Log as the real server does: its defaults, and the site's logging.conf over them."""
+    settings: dict[str, Any] = {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"standard": {"format": "[%(levelname)s] [%(name)s] %(message)s"}},
+        "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "standard"}},
+        "root": {"handlers": ["console"], "level": "INFO"},
+    }
+    logging.config.dictConfig({**settings, **load("logging")})
+
+
+def check_redis(alias: str) -> None:
+    """Log in to Redis, write and read."""
+    settings = dict(load("hosts")["redis"][alias])
+    password = load("secure").get("redis", {}).get(alias, {}).get("password")
+    client = Redis(**settings, password=password, socket_timeout=10)
+    client.set("stand-in", alias)
+    assert client.get("stand-in") == alias.encode()
+
+
+def check_mongo() -> None:
+    """Log in to MongoDB, write and read; say at INFO what the real server says: the address, password included."""
+    uri = load("hosts")["mongo"]["backend"]["host"]
+    logging.getLogger("clearml.database").info("Registering connection to backend-db (%s)", uri)
+    documents = MongoClient(uri, serverSelectionTimeoutMS=10_000).get_default_database()["stand_in"]
+    documents.replace_one({"_id": "starts"}, {"_id": "starts", "by": "apiserver"}, upsert=True)
+    assert documents.find_one({"_id": "starts"})
+
+
+def check_elastic() -> None:
+    """Log in to Elasticsearch."""
+    host = load("hosts")["elastic"]["events"]["hosts"][0]
+    auth = load("secure")["elastic"]
+    url = f"{host['scheme']}://{host['host']}:{host['port']}/_cluster/health"
+    requests.get(url, auth=(auth["user"], auth["password"]), timeout=10).raise_for_status()
