@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -66,6 +67,7 @@ class Site:
     user: str
     queue: str
     repository: str
+    ca_file: str = ""  # of a site whose certificates are its own authority's
 
 
 @dataclass(frozen=True)
@@ -128,10 +130,11 @@ def read_site(path: Path, repository: str | None, queue: str | None) -> Site:
     """Read the site file; options win over it."""
     values = read_json(path)
     values.update({key: value for key, value in (("repository", repository), ("queue", queue)) if value})
-    missing = [key for key in Site.__dataclass_fields__ if not isinstance(values.get(key), str) or not values[key]]
+    needed = Site.__dataclass_fields__.keys() - {"ca_file"}
+    missing = [key for key in sorted(needed) if not isinstance(values.get(key), str) or not values[key]]
     if missing:
         raise InputError(f"{path}: no value for {', '.join(missing)}; run `make up`, which writes the file")
-    return Site(**{key: values[key] for key in Site.__dataclass_fields__})
+    return Site(**{key: values[key] for key in Site.__dataclass_fields__ if key in values})
 
 
 def read_stages(path: Path | None) -> dict[str, float]:
@@ -585,6 +588,8 @@ def follow(console: Console, api: ClearmlApi, site: Site, run: Run, options: Opt
 def verify(console: Console, options: Options) -> None:
     """Run the whole proof; raise when something is missing."""
     site = read_site(options.site_file, options.repository, options.queue)
+    if site.ca_file:
+        os.environ["REQUESTS_CA_BUNDLE"] = site.ca_file
     stages = read_stages(options.stages)
     password = read_password(options.vault_file, options.vault_password_file)
     with ClearmlApi(site.api_url, site.files_url, site.user, password) as api:
