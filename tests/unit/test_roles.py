@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +18,11 @@ import jinja2
 import pyhocon
 import pytest
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 ROOT = Path(__file__).resolve().parents[2]
 ROLES = sorted((ROOT / "ansible/roles").iterdir())
@@ -33,6 +39,7 @@ def load(path: str) -> ModuleType:
 
 
 trainyard = load("ansible/plugins/filter/trainyard.py")
+secret_template = load("ansible/plugins/action/secret_template.py")
 
 
 def options(role: Path) -> dict[str, Any]:
@@ -324,6 +331,22 @@ def test_the_servers_address_and_ports_are_checked(site: Site) -> None:
             {"clearml_server_domain": "x.org", "clearml_server_tls": "files", "clearml_server_tls_key": "/no/key"},
             "clearml_server_tls_key is '/no/key', which cannot be read",
         ),
+        (
+            {"clearml_server_domain": "x.org", "clearml_server_tls_authority": "/no/ca", "clearml_server_tls": "acme"},
+            "clearml_server_tls_authority is '/no/ca', which cannot be read",
+        ),
+        (
+            {"clearml_server_mongo_uri": "mongo.x.org"},
+            "clearml_server_mongo_uri is 'mongo.x.org'; write it like",
+        ),
+        ({"clearml_server_elasticsearch_user": "me"}, "own Elasticsearch has the user 'elastic'"),
+        ({"clearml_server_databases_ca": "/etc/ca.pem"}, "clearml_server_databases_ca holds no certificate"),
+        ({"clearml_server_s3": [{"key": "a", "secret": "b"}]}, "clearml_server_s3 has {'key': '***', 'secret': '***'}"),
+        ({"clearml_server_s3": [{"bucket": "b", "key": "a"}]}, "clearml_server_s3 has no key or no secret for 'b'"),
+        (
+            {"clearml_server_s3": [{"host": "https://s3", "key": "a", "secret": "b"}]},
+            "write name and port without scheme",
+        ),
         ({"clearml_server_redis_url": "redis.x.org"}, "clearml_server_redis_url is 'redis.x.org'"),
         (
             {"clearml_server_elasticsearch_watermarks": {"low": "90%", "high": "80%", "flood_stage": "500mb"}},
@@ -464,3 +487,72 @@ def test_the_servers_image_is_locked_like_everything_else() -> None:
     uv = Path(sys.executable).with_name("uv")
     exported = subprocess.run([uv, *command.split()[1:]], cwd=ROOT, capture_output=True, text=True, check=True)
     assert (ROOT / "lite/requirements.txt").read_text() == exported.stdout, "run make lock"
+
+
+def certificate(folder: Path, names: list[str], days: int) -> tuple[str, str]:
+    """Write a certificate and its key; return their paths."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "clearml")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=100))
+        .not_valid_after(now + timedelta(days=days))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    folder.mkdir()
+    paths = (folder / "cert.pem", folder / "key.pem")
+    paths[0].write_bytes(made.public_bytes(Encoding.PEM))
+    paths[1].write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return str(paths[0]), str(paths[1])
+
+
+def test_the_sites_certificate_is_read_before_it_is_used(tmp_path: Path) -> None:
+    good = certificate(tmp_path / "good", ["*.x.org"], 10)
+    other = certificate(tmp_path / "other", ["app.x.org", "api.x.org"], -1)
+    names = ["app.x.org", "api.x.org", "files.x.org"]
+    check = trainyard._certificate_problems
+    assert check(*good, names, "one") == []
+    assert check(*other, names, "one") == [
+        f"one: clearml_server_tls_certificate is {other[0]!r}, which is for api.x.org, app.x.org, not for files.x.org; "
+        "write one for app.x.org, api.x.org, files.x.org",
+        f"one: clearml_server_tls_certificate is {other[0]!r}, which was valid until "
+        f"{datetime.now(UTC) - timedelta(days=1):%Y-%m-%d}; write one that is valid",
+    ]
+    assert check(good[0], other[1], names, "one") == [
+        f"one: clearml_server_tls_key is {other[1]!r}, which is not the key of {good[0]!r}"
+    ]
+    assert "holds no certificate" in check(good[1], good[1], names, "one")[0]
+    assert "holds no private key" in check(good[0], good[0], names, "one")[0]
+
+
+def test_a_diff_tells_that_a_secret_changed_but_not_what_it_is() -> None:
+    before = (
+        'session_secret { apiserver: "short12chars" }\n    user_key: "ABC"\n'
+        'host: "mongodb://clearml:pw@mongo:27017/backend?authSource=admin"\npassword: "JDJi="\n'
+        'redis { apiserver: { host: "redis" } }\ntimeout_sec: 300\nca_certs: "/opt/clearml/config/databases-ca.pem"\n'
+        "plain-a1b2c3d4e5f6a7b8c9d0e1\n"
+    )
+    after = before.replace("short12", "other12").replace(":pw@", ":new@").replace("300", "301")
+    masked = secret_template.mask(before, after)
+    assert masked[0].splitlines() == [
+        'session_secret { apiserver: "***" }',
+        '    user_key: "***"',
+        'host: "mongodb://***@mongo:27017/backend?authSource=admin"',
+        'password: "***"',
+        'redis { apiserver: { host: "redis" } }',
+        "timeout_sec: 300",
+        'ca_certs: "/opt/clearml/config/databases-ca.pem"',
+        "***",
+    ]
+    changed = [new for old, new in zip(*(text.splitlines() for text in masked), strict=True) if old != new]
+    assert changed == [
+        'session_secret { apiserver: "*** (changed)" }',
+        'host: "mongodb://*** (changed)@mongo:27017/backend?authSource=admin"',
+        "timeout_sec: 301",
+    ]

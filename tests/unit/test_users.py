@@ -269,11 +269,17 @@ def test_addresses_certificate_and_modes_are_put_right_with_the_same_pair(team: 
     assert mode(team.file("alice")) == 0o644
     assert states(team.keep("alice")) == {"alice": "updated"}
     assert mode(team.file("alice")) == 0o600
-    changes = {"web_url": "https://app.example.org", "verify_certificate": "/etc/ssl/site.pem"}
+    authority = team.folder.parent / "site.pem"
+    authority.write_text("a certificate")
+    changes = {"web_url": "https://app.example.org", "ca_path": str(authority)}
     assert states(team.keep("alice", **changes)) == {"alice": "updated"}
     assert not team.keep("alice", **changes)["changed"]
     api = pyhocon.ConfigFactory.parse_file(str(team.file("alice")))["api"]
-    assert (api["web_server"], api["verify_certificate"]) == ("https://app.example.org", "/etc/ssl/site.pem")
+    assert (api["web_server"], api["verify_certificate"]) == (
+        "https://app.example.org",
+        f"{Path.home()}/clearml-ca.pem",
+    )
+    assert team.file("alice").with_name("clearml-ca.pem").read_text() == "a certificate"
     assert team.pair("alice") == alice
     assert team.keys("alice") == {alice[0]: LABEL}
 

@@ -7,6 +7,8 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 __all__ = ["FilterModule"]
@@ -260,6 +262,12 @@ def _domain_problems(server: Mapping[str, Any], host: str) -> list[str]:
             )
     if tls not in {"acme", "files", "internal"}:
         problems.append(f"{host}: clearml_server_tls is {tls!r}; write 'acme', 'files' or 'internal'")
+    authority = str(server["tls_authority"])
+    if domain and authority and tls != "internal" and not os.access(authority, os.R_OK):
+        problems.append(
+            f"{host}: clearml_server_tls_authority is {authority!r}, which cannot be read on this machine; write the "
+            "path of a PEM file with the authority of the certificates, or leave it empty for a public one"
+        )
     if domain and tls == "files":
         for variable, what in (("tls_certificate", "certificate and its chain"), ("tls_key", "private key")):
             path = str(server[variable])
@@ -268,6 +276,48 @@ def _domain_problems(server: Mapping[str, Any], host: str) -> list[str]:
                     f"{host}: clearml_server_{variable} is {path!r}, which cannot be read on this machine; write the "
                     f"path of a PEM file with the {what}, e.g. '/etc/ssl/site/clearml.pem'"
                 )
+        if not problems:
+            names = [f"{label}.{domain}" for label in ("app", "api", "files")]
+            problems += _certificate_problems(str(server["tls_certificate"]), str(server["tls_key"]), names, host)
+    return problems
+
+
+def _certificate_problems(certificate: str, key: str, names: Sequence[str], host: str) -> list[str]:
+    """Find what would keep clients from believing the site's own certificate."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+
+    variable = f"{host}: clearml_server_tls_certificate is {certificate!r}"
+    try:
+        first = x509.load_pem_x509_certificates(Path(certificate).read_bytes())[0]
+    except (ValueError, OSError, IndexError):
+        return [f"{variable}, which holds no certificate; write a PEM file: the server's certificate, then its chain"]
+    problems = []
+    try:
+        alternatives = first.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        covered = {name.lower() for name in alternatives.get_values_for_type(x509.DNSName)}
+    except x509.ExtensionNotFound:
+        covered = set()
+    missing = [name for name in names if not {name.lower(), "*." + name.lower().partition(".")[2]} & covered]
+    if missing:
+        problems.append(
+            f"{variable}, which is for {', '.join(sorted(covered)) or 'no name'}, not for {', '.join(missing)}; "
+            f"write one for {', '.join(names)}"
+        )
+    end = first.not_valid_after_utc
+    if end < datetime.now(UTC):
+        problems.append(f"{variable}, which was valid until {end:%Y-%m-%d}; write one that is valid")
+    try:
+        private = load_pem_private_key(Path(key).read_bytes(), password=None)
+    except (ValueError, TypeError, OSError):
+        return [
+            *problems,
+            f"{host}: clearml_server_tls_key is {key!r}, which holds no private key without a password; write a PEM "
+            "file with the certificate's key",
+        ]
+    form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    if private.public_key().public_bytes(*form) != first.public_key().public_bytes(*form):
+        problems.append(f"{host}: clearml_server_tls_key is {key!r}, which is not the key of {certificate!r}")
     return problems
 
 
@@ -302,12 +352,40 @@ def _version_problems(server: Mapping[str, Any], host: str) -> list[str]:
 def _database_problems(server: Mapping[str, Any], host: str) -> list[str]:
     problems = []
     forms = {
+        "mongo_uri": (r"mongodb(\+srv)?://[^/?\s]+/?(\?\S*)?", "mongodb://USER:PASSWORD@host1,host2/?replicaSet=rs0"),
         "elasticsearch_url": (r"https?://[^/@\s:]+(:\d+)?/?", "https://es.example.org:9200, user and password apart"),
         "redis_url": (r"rediss?://[^/@\s:]+(:\d+)?/?", "rediss://redis.example.org:6379, the password apart"),
     }
     for name, (form, example) in forms.items():
         if server[name] and not re.fullmatch(form, str(server[name])):
             problems.append(f"{host}: clearml_server_{name} is {server[name]!r}; write it like {example}")
+    if "elasticsearch" in server["own"] and server["elasticsearch_user"] != "elastic":
+        problems.append(
+            f"{host}: clearml_server_elasticsearch_user is {server['elasticsearch_user']!r}, but this host's own "
+            "Elasticsearch has the user 'elastic'; write that, or name another Elasticsearch in "
+            "clearml_server_elasticsearch_url"
+        )
+    if server["databases_ca"] and "-----BEGIN CERTIFICATE-----" not in server["databases_ca"]:
+        problems.append(
+            f"{host}: clearml_server_databases_ca holds no certificate; write the text of a PEM file, "
+            "-----BEGIN CERTIFICATE----- and so on, not its path"
+        )
+    for store in server["s3"]:
+        if not isinstance(store, Mapping) or not (store.get("host") or store.get("bucket")):
+            problems.append(
+                f"{host}: clearml_server_s3 has {store!r}; write host ('s3.example.org:9000', for an S3-compatible "
+                "store), bucket, or both, and key and secret from the vault"
+            )
+        elif not store.get("key") or not store.get("secret"):
+            problems.append(
+                f"{host}: clearml_server_s3 has no key or no secret for {store.get('host') or store.get('bucket')!r}; "
+                "write both, from the vault"
+            )
+        elif "://" in str(store.get("host", "")):
+            problems.append(
+                f"{host}: clearml_server_s3 has the host {store['host']!r}; write name and port without scheme, "
+                "e.g. 's3.example.org:9000', and secure: false for plain HTTP"
+            )
     marks = {name: str(server["watermarks"].get(name, "")) for name in ("low", "high", "flood_stage")}
     values = [float(mark[:-1]) if re.fullmatch(r"\d+(\.\d+)?%", mark) else -1.0 for mark in marks.values()]
     if min(values) <= 0 or max(values) >= 100 or sorted(set(values)) != values:
@@ -321,6 +399,17 @@ def _database_problems(server: Mapping[str, Any], host: str) -> list[str]:
             f"much, but clearml_server_memory_mb is {server['memory_mb']}; write at most {server['memory_mb'] // 4}"
         )
     return problems
+
+
+def trainyard_without_secrets(entries: Any) -> list[Any]:
+    """Give a list of mappings with their secrets hidden."""
+    hidden = {"key", "secret"}
+    return [
+        {name: ("***" if name in hidden and value else value) for name, value in entry.items()}
+        if isinstance(entry, Mapping)
+        else entry
+        for entry in entries
+    ]
 
 
 def trainyard_revision(texts: Sequence[Any]) -> str:
@@ -391,6 +480,7 @@ class FilterModule:
             "trainyard_secret_problems": trainyard_secret_problems,
             "trainyard_server_problems": trainyard_server_problems,
             "trainyard_host_problems": trainyard_host_problems,
+            "trainyard_without_secrets": trainyard_without_secrets,
             "trainyard_revision": trainyard_revision,
             "trainyard_names_problems": trainyard_names_problems,
         }

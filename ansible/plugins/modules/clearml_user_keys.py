@@ -36,7 +36,9 @@ options:
     type: str
     required: true
   ca_path:
-    description: A PEM file with the authorities to trust.
+    description:
+      - A PEM file with the site's own authority.
+      - Everybody gets a copy of it, C(clearml-ca.pem), and the file names it.
     type: path
   timeout:
     description: Seconds to wait for a server that is just starting.
@@ -67,9 +69,6 @@ options:
     description: Address of the file server in the files.
     type: str
     required: true
-  verify_certificate:
-    description: Where people have the PEM file of the site's own authority.
-    type: str
 """
 
 RETURN = r"""
@@ -103,9 +102,11 @@ api {{
     }}
 }}
 """
-CERTIFICATE = """\
-    # The site has a certificate authority of its own: where its PEM file is on your machine.
-    verify_certificate: "{path}"
+AUTHORITY = "clearml-ca.pem"
+CERTIFICATE = f"""\
+    # The site has a certificate authority of its own: put {AUTHORITY}, which is beside this file, into your home too.
+    # If REQUESTS_CA_BUNDLE is set in your environment, it wins over this: add the authority to the file that it names.
+    verify_certificate: ${{HOME}}"/{AUTHORITY}"
 """
 
 
@@ -176,7 +177,7 @@ class Keys:
         known = bool(found) and found[1] in person.labels
         if known and not rotate:
             pair, state = found.groups(), "kept"
-            if self._write(path, self._text(username, *pair), text):
+            if self._write_both(path, self._text(username, *pair)):
                 state = "updated"
         else:
             state = "rotated" if known else "made"
@@ -185,7 +186,7 @@ class Keys:
                 new = person.call("auth.create_credentials", {"label": LABEL})["credentials"]
                 pair = (new["access_key"], new["secret_key"])
                 try:
-                    self._write(path, self._text(username, *pair), text)
+                    self._write_both(path, self._text(username, *pair))
                 except OSError:
                     person.call("auth.revoke_credentials", {"access_key": pair[0]})
                     raise
@@ -203,19 +204,25 @@ class Keys:
 
     def _text(self, username: str, key: str, secret: str) -> str:
         given = self._given
-        authority = given["verify_certificate"]
         return TEXT.format(
             username=username,
             web_url=given["web_url"],
             api_url=given["client_api_url"] or given["api_url"],
             files_url=given["files_url"],
-            certificate=CERTIFICATE.format(path=authority) if authority else "",
+            certificate=CERTIFICATE if given["ca_path"] else "",
             key=key,
             secret=secret,
         )
 
-    def _write(self, path: Path, text: str, before: str) -> bool:
+    def _write_both(self, path: Path, text: str) -> bool:
+        """Write a person's file, and the site's authority beside it; tell whether anything changed."""
+        authority = self._given["ca_path"]
+        changed = bool(authority) and self._write(path.with_name(AUTHORITY), Path(authority).read_text())
+        return self._write(path, text) or changed
+
+    def _write(self, path: Path, text: str) -> bool:
         """Replace the file at once, readable by its owner only; tell whether anything changed."""
+        before = path.read_text(errors="replace") if path.exists() else ""
         changed = False
         for folder in (self._folder, path.parent):
             if not folder.is_dir() or folder.stat().st_mode & 0o777 != 0o700:
@@ -263,7 +270,6 @@ def main() -> None:
             "client_api_url": {"type": "str"},
             "web_url": {"type": "str", "required": True},
             "files_url": {"type": "str", "required": True},
-            "verify_certificate": {"type": "str"},
         },
         supports_check_mode=True,
     )

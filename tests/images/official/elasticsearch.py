@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hmac
+import json
 import os
 import signal
 from pathlib import Path
@@ -32,8 +33,22 @@ async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
     writer.close()
 
 
-async def serve(wanted: bytes) -> None:
+def header(password: str) -> bytes:
+    """Give what a request must carry."""
+    return b"Basic " + base64.b64encode(f"elastic:{password}".encode()) if password else b""
+
+
+async def serve(password: str) -> None:
     """Run noida-db and the proxy until one of them ends."""
+    wanted = header(password)
+
+    async def change(head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # As the real one's API does, until this container ends: the next reads the new password from its file.
+        nonlocal wanted
+        length = next(int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:"))
+        wanted = header(json.loads(await reader.readexactly(length))["password"])
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
+        await writer.drain()
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         # Asked once per connection: every client of the stack sends the password with every request anyway.
@@ -42,6 +57,9 @@ async def serve(wanted: bytes) -> None:
             if not allowed(head, wanted):
                 writer.write(REFUSED)
                 await writer.drain()
+                return
+            if head.startswith(b"POST /_security/user/elastic/_password "):
+                await change(head, reader, writer)
                 return
             inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", INNER)
             inner_writer.write(head)
@@ -61,5 +79,4 @@ async def serve(wanted: bytes) -> None:
 
 
 file = os.environ.get("ELASTIC_PASSWORD_FILE")
-password = Path(file).read_text().strip() if file else ""
-asyncio.run(serve(b"Basic " + base64.b64encode(f"elastic:{password}".encode()) if password else b""))
+asyncio.run(serve(Path(file).read_text().strip() if file else ""))

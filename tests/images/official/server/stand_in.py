@@ -35,7 +35,7 @@ def start_logging() -> None:
 
 def check_redis(alias: str) -> None:
     """Log in to Redis, write and read."""
-    settings = dict(load("hosts")["redis"][alias])
+    settings: dict[str, Any] = dict(load("hosts")["redis"][alias])
     password = load("secure").get("redis", {}).get(alias, {}).get("password")
     client = Redis(**settings, password=password, socket_timeout=10)
     client.set("stand-in", alias)
@@ -53,7 +53,10 @@ def check_mongo() -> None:
 
 def check_elastic() -> None:
     """Log in to Elasticsearch."""
-    host = load("hosts")["elastic"]["events"]["hosts"][0]
-    auth = load("secure")["elastic"]
+    cluster = load("hosts")["elastic"]["events"]
+    host, auth = cluster["hosts"][0], load("secure")["elastic"]
     url = f"{host['scheme']}://{host['host']}:{host['port']}/_cluster/health"
-    requests.get(url, auth=(auth["user"], auth["password"]), timeout=10).raise_for_status()
+    session = requests.Session()
+    session.trust_env = False  # As Elasticsearch's own client.
+    session.verify = cluster.get("args", {}).get("ca_certs", True)
+    session.get(url, auth=(auth["user"], auth["password"]), timeout=10).raise_for_status()
