@@ -119,7 +119,7 @@ molecule: tools-dev ## the roles on test hosts: check, converge, idempotence, ve
 
 .PHONY: audit
 audit: tools-dev ## the same tests of hosts as molecule's, against the live SITE (it changes nothing, and trains once)
-	@$(VAULT_ENV) $(BIN)/pytest tests/infra/local --ansible-inventory=$(INVENTORY)
+	@$(VAULT_ENV) $(BIN)/pytest tests/infra/local tests/infra/server/test_stack.py --ansible-inventory=$(INVENTORY)
 
 .PHONY: bench
 bench: tools-dev ## print the benchmark tables (needs a deployed site)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import os
+import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
 import jwt
-from conftest import secrets_of
+from conftest import ROOT, secrets_of
 from testinfra.host import Host
+
+PROJECT = "com.docker.compose.project=clearml-server"
 
 # The official server ships these in public: whoever reads its sources knows them.
 WELL_KNOWN_PAIRS = {
@@ -51,8 +57,6 @@ def bearer(token: str) -> dict[str, str]:
 
 
 def basic(key: str, secret: str) -> dict[str, str]:
-    import base64
-
     return {"Authorization": "Basic " + base64.b64encode(f"{key}:{secret}".encode()).decode()}
 
 
@@ -61,6 +65,38 @@ def token(host: Host, api: str, user: str, password: str) -> str:
     status, text = ask(host, f"{api}/auth.login", headers=basic(user, password))
     assert status == 200, text
     return str(json.loads(text)["data"]["token"])
+
+
+def addresses(variables: dict[str, Any]) -> dict[str, str]:
+    """Return where clients reach the three services."""
+    domain = variables.get("clearml_server_domain")
+    if domain:
+        return {"api": f"https://api.{domain}", "web": f"https://app.{domain}", "files": f"https://files.{domain}"}
+    host = "127.0.0.1"
+    return {"api": f"http://{host}:8008", "web": f"http://{host}:8080", "files": f"http://{host}:8081"}
+
+
+def admin(host: Host, variables: dict[str, Any], api: str = "") -> dict[str, str]:
+    """Return the administrator's headers."""
+    password = variables["vault_clearml_admin_password"]
+    return bearer(token(host, api or addresses(variables)["api"], "admin", password))
+
+
+def train(inventory: Path, environment: dict[str, str] | None = None) -> None:
+    """Do what the operator types; its exit status says that all could be read back."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "MAKE", "MFLAGS"))}
+    done = subprocess.run(
+        ["make", "verify", f"SITE={inventory.name}"],
+        cwd=ROOT,
+        env={**kept, **(environment or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "read back" in done.stdout
 
 
 def nobody_comes_in(host: Host, api: str, files: str) -> None:

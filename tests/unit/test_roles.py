@@ -395,6 +395,7 @@ def test_a_port_that_another_program_has_and_a_small_machine_are_told(site: Site
     assert f"(process {os.getpid()}); stop it, or write another port" in said
     assert "preflight_min_memory_mb asks for 100000000; give it more, or write a smaller" in said
     assert "two: /opt has " in said
+    assert "one: clearml_server_root is '/opt/clearml', which has " in said
 
 
 def test_two_servers_are_refused(site: Site) -> None:

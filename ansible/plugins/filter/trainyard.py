@@ -455,8 +455,10 @@ def trainyard_host_problems(
         )
     for path, free in sorted(survey["free_mb"].items()):
         if free < needs["disk_mb"]:
+            variable = needs.get("roots", {}).get(path)
+            place = f"{variable} is {path!r}, which" if variable else path
             problems.append(
-                f"{host}: {path} has {free} MB of free disk, preflight_min_disk_mb asks for {needs['disk_mb']}; "
+                f"{host}: {place} has {free} MB of free disk, preflight_min_disk_mb asks for {needs['disk_mb']}; "
                 "free some, or write a smaller preflight_min_disk_mb"
             )
     for variable, port in sorted(needs["ports"].items()):

@@ -15,6 +15,12 @@ CONTAINER = "clearml-server-lite-1"
 PORTS = {"api": 8008, "web": 8080, "files": 8081}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _lite(variables: dict[str, Any]) -> None:
+    if variables.get("clearml_server_flavor", "lite") != "lite":
+        pytest.skip("the site's server is of flavor official")
+
+
 @pytest.fixture(scope="module")
 def container(host: Host, root: str) -> dict[str, Any]:
     return dict(json.loads(host.run_expect([0], f"{root}docker inspect {CONTAINER}").stdout)[0])
