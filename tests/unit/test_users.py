@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import bcrypt
+import certifi
 import pyhocon
 import pytest
 import requests
@@ -269,9 +270,7 @@ def test_addresses_certificate_and_modes_are_put_right_with_the_same_pair(team: 
     assert mode(team.file("alice")) == 0o644
     assert states(team.keep("alice")) == {"alice": "updated"}
     assert mode(team.file("alice")) == 0o600
-    authority = team.folder.parent / "site.pem"
-    authority.write_text("a certificate")
-    changes = {"web_url": "https://app.example.org", "ca_path": str(authority)}
+    changes = {"web_url": "https://app.example.org", "ca_path": certifi.where()}
     assert states(team.keep("alice", **changes)) == {"alice": "updated"}
     assert not team.keep("alice", **changes)["changed"]
     api = pyhocon.ConfigFactory.parse_file(str(team.file("alice")))["api"]
@@ -279,7 +278,7 @@ def test_addresses_certificate_and_modes_are_put_right_with_the_same_pair(team: 
         "https://app.example.org",
         f"{Path.home()}/clearml-ca.pem",
     )
-    assert team.file("alice").with_name("clearml-ca.pem").read_text() == "a certificate"
+    assert team.file("alice").with_name("clearml-ca.pem").read_text() == Path(certifi.where()).read_text()
     assert team.pair("alice") == alice
     assert team.keys("alice") == {alice[0]: LABEL}
 
