@@ -79,7 +79,7 @@ def _only_test_hosts(variables: dict[str, Any]) -> None:
 @pytest.fixture(scope="module")
 def names(host: Host) -> dict[str, str]:
     """Environment in which this machine's Python knows the names of the test host's domains."""
-    address = host.run_expect([0], "hostname -I").stdout.split()[0]
+    address = host.run_expect([0], "hostname -i").stdout.split()[0]  # -I would tell the bridges' too
     folder = Path(__file__).resolve().parents[1] / "names"
     return {"PYTHONPATH": str(folder), "LAB_NAMES": f"lab.test={address} next.test={address}"}
 
@@ -261,10 +261,10 @@ def test_a_check_shows_the_change_and_nothing_else(inventory: Path, host: Host, 
     change = {"clearml_server_worker_timeout_seconds": 301, "clearml_server_session_secret": "z" * 40}
     with made_anew(host, root, set()):
         said = play(inventory, "server.yml", "--check", **change)
+    # Compose looks at the files that are there: who restarts is told by the revisions in the env file.
     assert changed_tasks(said) == {
         "clearml_server : Configure | Write the HOCON files",
         "clearml_server : Configure | Write the env file",
-        "clearml_server : Run | Start the server and wait for its health",
     }
     shown = [line for line in said.splitlines() if re.match(r"[-+] ", line) and "_REVISION=" not in line]
     assert shown == [
@@ -297,7 +297,7 @@ def test_a_person_comes_works_and_leaves(
         "task.upload_artifact('notes', {'a': 1}, wait_on_upload=True); print('id', task.id); task.close();"
         "again = clearml.Task.get_task(task.id); print('read', again.artifacts['notes'].get())"
     )
-    kept = {name: value for name, value in os.environ.items() if name != "REQUESTS_CA_BUNDLE"}
+    kept = {name: value for name, value in os.environ.items() if not name.endswith("_CA_BUNDLE")}
     home = {"HOME": str(tmp_path / "zoe"), "CLEARML_CONFIG_FILE": str(tmp_path / "zoe/clearml.conf")}
     done = subprocess.run(
         [ROOT / ".venv/bin/python", "-c", script],
