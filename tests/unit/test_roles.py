@@ -366,6 +366,25 @@ def test_mistakes_of_the_official_flavor_are_told(site: Site, variables: dict[st
     assert "1short" not in said
 
 
+def test_images_of_a_mirror_and_by_digest_are_the_sets_own(site: Site, tmp_path: Path) -> None:
+    good = {f"clearml_server_{name}_password": "a" * 20 for name in ("mongo", "elasticsearch", "redis")}
+    images = {"mongo": "mirror.x.org:5000/mongo:7.0.22", "redis": "redis@sha256:" + "0" * 64}
+    site.variables = {"clearml_server_flavor": "official", **good, "clearml_server_images": images}
+    site.variables["clearml_server_root"] = str(tmp_path / "empty")
+    code, said = site.preflight()
+    assert code == 0, said
+
+
+def test_a_domain_without_its_three_names_is_refused(site: Site) -> None:
+    site.variables = {"clearml_server_domain": "clearml.invalid", "preflight_check_domain": True}
+    code, said = site.preflight()
+    assert code != 0
+    assert (
+        "one: clearml_server_domain is 'clearml.invalid', but app.clearml.invalid, api.clearml.invalid, "
+        "files.clearml.invalid cannot be resolved on the server"
+    ) in said
+
+
 def test_bad_secrets_are_refused_without_being_shown(site: Site) -> None:
     site.vault["vault_clearml_server_token_secret"] = "abcdefgh#hidden-tail"
     site.vault["vault_clearml_server_credentials"]["apiserver"]["key"] = "62T8CP7HGBC6647XF9314C2VY67RJO"
