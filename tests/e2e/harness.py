@@ -165,9 +165,12 @@ class Worker:
     config: Path
     cache: Path
     project: str = field(init=False)
+    state: Path = field(init=False)
 
     def __post_init__(self) -> None:
         self.project = f"e2e-{self.name}"
+        self.state = self.folder / f"{self.name}-state"
+        self.state.mkdir()
         values = {
             "CLEARML_AGENT_PROJECT": self.project,
             "CLEARML_AGENT_IMAGE": AGENT_IMAGE,
@@ -179,6 +182,7 @@ class Worker:
             "CLEARML_AGENT_POLL_SECONDS": "1",
             "CLEARML_AGENT_API_URL": self.api_url,
             "CLEARML_AGENT_CACHE": str(self.cache),
+            "CLEARML_AGENT_STATE": str(self.state),
             "CLEARML_AGENT_CONFIG": str(self.config),
         }
         self.env_file = self.folder / f"{self.name}.env"
