@@ -273,11 +273,11 @@ def test_addresses_certificate_and_modes_are_put_right_with_the_same_pair(team: 
     changes = {"web_url": "https://app.example.org", "ca_path": certifi.where()}
     assert states(team.keep("alice", **changes)) == {"alice": "updated"}
     assert not team.keep("alice", **changes)["changed"]
-    api = pyhocon.ConfigFactory.parse_file(str(team.file("alice")))["api"]
-    assert (api["web_server"], api["verify_certificate"]) == (
-        "https://app.example.org",
-        f"{Path.home()}/clearml-ca.pem",
-    )
+    tree = pyhocon.ConfigFactory.parse_file(str(team.file("alice")))
+    assert tree["api"]["web_server"] == "https://app.example.org"
+    place = f"{Path.home()}/clearml-ca.pem"
+    assert tree["api"]["verify_certificate"] == tree["environment"]["CLEARML_API_HOST_VERIFY_CERT"] == place
+    assert tree["sdk"]["apply_environment"]
     assert team.file("alice").with_name("clearml-ca.pem").read_text() == Path(certifi.where()).read_text()
     assert team.pair("alice") == alice
     assert team.keys("alice") == {alice[0]: LABEL}

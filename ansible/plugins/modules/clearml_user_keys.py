@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.clearml_api import CONNECTION_ARGUMENTS, Api, ApiError
+from ansible.module_utils.clearml_api import COMPANY, CONNECTION_ARGUMENTS, Api, ApiError, UserApi
 
 DOCUMENTATION = r"""
 module: clearml_user_keys
@@ -86,7 +86,6 @@ summary:
   returned: always
 """
 
-COMPANY = "d1bd92a3b039400cbafc60a7a5b1e52b"  # the server's default company
 LABEL = "trainyard users.yml"
 INVALID_USER_ID = 301
 PAIR = re.compile(r'"access_key" = "([A-Za-z0-9]+)"\s+"secret_key" = "([^"\s]+)"')
@@ -101,29 +100,27 @@ api {{
         "secret_key" = "{secret}"
     }}
 }}
-"""
+{environment}"""
 AUTHORITY = "clearml-ca.pem"
 CERTIFICATE = f"""\
     # The site has a certificate authority of its own: put {AUTHORITY}, which is beside this file, into your home too.
     # REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE in your environment wins over this: add the authority to the file that it names.
     verify_certificate: ${{HOME}}"/{AUTHORITY}"
 """
+# The SDK's transfers of files do not read the above.
+ENVIRONMENT = f"""\
+environment {{
+    CLEARML_API_HOST_VERIFY_CERT: ${{HOME}}"/{AUTHORITY}"
+}}
+sdk {{
+    apply_environment: true
+}}
+"""
 
 
 def user_id(username: str) -> str:
     """Give the id of a user from the configuration, as the server makes it."""
     return hashlib.md5(f"{COMPANY}:{username}".encode()).hexdigest()  # noqa: S324 (an id, not a secret)
-
-
-class Person(Api):
-    """A session in a person's name."""
-
-    def __init__(self, system: Api, username: str) -> None:
-        self._url, self._ca, self._token = system._url, system._ca, ""
-        wish = {"user": user_id(username), "expiration_sec": 600}
-        self._token = system.call("auth.get_token_for_user", wish)["token"]
-        pairs = self.call("auth.get_credentials")["credentials"]
-        self.labels = {pair["access_key"]: pair.get("label") for pair in pairs}
 
 
 class Keys:
@@ -147,7 +144,7 @@ class Keys:
         people = {}
         for username in [*wanted, *left]:
             try:
-                people[username] = Person(system, username)
+                people[username] = UserApi(system, user_id(username))
             except ApiError as error:
                 if error.subcode != INVALID_USER_ID:
                     raise
@@ -168,7 +165,7 @@ class Keys:
         path = str(self._folder / username / "clearml.conf")
         self.users.append({"username": username, "id": user_id(username), "file": path, "state": state})
 
-    def _keep(self, username: str, person: Person | None, rotate: set[str]) -> str:
+    def _keep(self, username: str, person: UserApi | None, rotate: set[str]) -> str:
         path = self._folder / username / "clearml.conf"
         text = path.read_text(errors="replace") if path.exists() else ""
         found = PAIR.search(text)
@@ -196,7 +193,7 @@ class Keys:
         self._revoke(person, sorted(gone))
         return state
 
-    def _revoke(self, person: Person, keys: list[str]) -> None:
+    def _revoke(self, person: UserApi, keys: list[str]) -> None:
         for key in keys:
             if not self._check:
                 person.call("auth.revoke_credentials", {"access_key": key})
@@ -210,6 +207,7 @@ class Keys:
             api_url=given["client_api_url"] or given["api_url"],
             files_url=given["files_url"],
             certificate=CERTIFICATE if given["ca_path"] else "",
+            environment=ENVIRONMENT if given["ca_path"] else "",
             key=key,
             secret=secret,
         )
