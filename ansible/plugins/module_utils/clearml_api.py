@@ -9,7 +9,9 @@ from typing import Any
 
 from ansible.module_utils.urls import open_url
 
-__all__ = ["CONNECTION_ARGUMENTS", "Api", "ApiError"]
+__all__ = ["COMPANY", "CONNECTION_ARGUMENTS", "Api", "ApiError", "UserApi"]
+
+COMPANY = "d1bd92a3b039400cbafc60a7a5b1e52b"  # the server's default company
 
 CONNECTION_ARGUMENTS = {
     "api_url": {"type": "str", "required": True},
@@ -74,3 +76,13 @@ class Api:
             except (ValueError, KeyError, TypeError):
                 raise ApiError(f"{self._url}/{endpoint}: {error}") from error
             raise ApiError(f"{endpoint}: {meta['result_msg']}", meta["result_subcode"]) from error
+
+
+class UserApi(Api):
+    """A session in another user's name; ``labels`` are the labels of the user's key pairs, by access key."""
+
+    def __init__(self, system: Api, user: str) -> None:
+        self._url, self._ca, self._token = system._url, system._ca, ""
+        self._token = system.call("auth.get_token_for_user", {"user": user, "expiration_sec": 600})["token"]
+        pairs = self.call("auth.get_credentials")["credentials"]
+        self.labels = {pair["access_key"]: pair.get("label") for pair in pairs}

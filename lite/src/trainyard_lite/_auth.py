@@ -34,6 +34,7 @@ CREATE TABLE IF NOT EXISTS user (
   id TEXT PRIMARY KEY, name TEXT NOT NULL, role TEXT NOT NULL, created TEXT NOT NULL,
   preferences TEXT NOT NULL DEFAULT '{}'
 );
+CREATE TABLE IF NOT EXISTS made_user (id TEXT PRIMARY KEY, email TEXT NOT NULL UNIQUE);
 CREATE TABLE IF NOT EXISTS credential (
   access_key TEXT PRIMARY KEY, secret_hash TEXT NOT NULL, user TEXT NOT NULL, label TEXT,
   created TEXT NOT NULL, last_used TEXT, last_used_from TEXT, from_config INTEGER NOT NULL DEFAULT 0
@@ -126,7 +127,8 @@ class Authenticator:
         self._sync_users(settings.users)
 
     def _sync_users(self, users: list[User]) -> None:
-        ids = [user.id for user in users]
+        made = [row[0] for row in self._db.read().execute("SELECT id FROM made_user")]
+        ids = [user.id for user in users] + made
         marks = ", ".join("?" * len(ids))
         with self._db.write() as db:
             for table, column in (("credential", "user"), ("user", "id")):
@@ -277,6 +279,20 @@ class Authenticator:
         if not isinstance(claims.get("identity"), dict):
             raise errors.INVALID_TOKEN("token missing identity")
         return claims
+
+    def create_user(self, name: str, email: str) -> str:
+        """Make an account that no file tells of, as that of a node; answers its id.
+
+        Raises:
+            ApiError: 400, somebody has the address already.
+        """
+        user = new_id()
+        with self._db.write() as db:
+            if db.execute("SELECT 1 FROM made_user WHERE email = ?", (email,)).fetchone():
+                raise errors.UNIQUE_FIELDS("value combination already exists", email=email)
+            db.execute("INSERT INTO made_user (id, email) VALUES (?, ?)", (user, email))
+            db.execute("INSERT INTO user (id, name, role, created) VALUES (?, ?, 'user', ?)", (user, name, now()))
+        return user
 
     # Key pairs
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 from pydantic import Field
@@ -73,6 +73,23 @@ def validate_token(call: Call, request: ValidateTokenRequest) -> Doc:
     except errors.ApiError as error:
         return {"valid": False, "msg": error.message}
     return {"valid": True, "user": identity.user, "company": identity.company}
+
+
+class CreateUserRequest(Request):
+    """A name, and an address that nobody else has."""
+
+    name: str = Field(min_length=1)
+    email: str = Field(min_length=1)
+    company: str = COMPANY_ID
+    role: Literal["user"] = "user"
+
+
+@endpoint("auth.create_user", since="2.1", roles=("system",))
+def create_user(call: Call, request: CreateUserRequest) -> Doc:
+    """Make an account without a password, for keys alone; it stays until the database goes."""
+    if request.company != COMPANY_ID:
+        raise errors.INVALID_ID("cannot create user in another company")
+    return {"id": call.state.auth.create_user(request.name, request.email)}
 
 
 class CreateCredentialsRequest(Request):
