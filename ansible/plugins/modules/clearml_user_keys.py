@@ -104,7 +104,7 @@ api {{
 AUTHORITY = "clearml-ca.pem"
 CERTIFICATE = f"""\
     # The site has a certificate authority of its own: put {AUTHORITY}, which is beside this file, into your home too.
-    # REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE in your environment wins over this: add the authority to the file that it names.
+    # REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE in your environment wins over this: add the authority to the file it names.
     verify_certificate: ${{HOME}}"/{AUTHORITY}"
 """
 # The SDK's transfers of files do not read the above.
