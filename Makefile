@@ -39,7 +39,7 @@ STAGE = $(BIN)/python ansible/tools/stage.py --file $(STAGES)
 help: ## show this list
 	@echo "Trainyard. Targets:"
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
-	@echo "Variables: SITE=local (a folder below inventory/)  ARGS='--check --diff'  CONFIRM=yes  FORCE=yes"
+	@echo "Variables: SITE=local (a folder below inventory/)  ARGS='--check --diff'  CONFIRM=yes  FORCE=yes  JSON=yes"
 
 .PHONY: up
 up: ## bring the platform up and train something real on it
@@ -79,6 +79,13 @@ verify: tools ## submit the example training, wait for it, read everything back
 .PHONY: login
 login: tools ## show the address, the login and its password
 	@$(BIN)/python ansible/tools/login.py --site-file $(SITE_FILE) --vault-file $(VAULT) --vault-password-file $(VAULT_PASSWORD)
+
+.PHONY: status
+status: tools ## show what is free: workers, their experiments, queues (JSON=yes: as JSON)
+	@mkdir -p $(BUILD)
+	rm -f $(BUILD)/status-$(SITE).json $(BUILD)/status-$(SITE).txt
+	said=$$($(PLAYBOOK) ansible/status.yml $(ARGS) 2>&1) || { echo "$$said" >&2; exit 1; }
+	cat $(BUILD)/status-$(SITE).$(if $(filter yes,$(JSON)),json,txt)
 
 .PHONY: down
 down: tools ## stop everything, keep all data (FORCE=yes: even running experiments)

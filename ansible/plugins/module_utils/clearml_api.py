@@ -5,9 +5,13 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Any
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.urls import open_url
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 __all__ = ["COMPANY", "CONNECTION_ARGUMENTS", "Api", "ApiError", "UserApi"]
 
@@ -31,9 +35,13 @@ class ApiError(Exception):
 
 
 class Api:
-    """A session with the server, logged in with a key pair; waits for a server that is just starting."""
+    """A session with the server, logged in with a key pair; waits for a server that is just starting.
+
+    ``date`` is the server's clock at its last answer, to a second; None when it did not tell.
+    """
 
     def __init__(self, params: dict[str, Any]) -> None:
+        self.date: datetime | None = None
         self._url = params["api_url"].rstrip("/")
         self._ca = params["ca_path"] or None
         self._token = ""
@@ -68,6 +76,8 @@ class Api:
                 force_basic_auth=bool(credentials),
                 **credentials,
             )
+            date = answer.headers.get("Date")
+            self.date = parsedate_to_datetime(date) if date else None
             return json.load(answer)["data"]
         except Exception as error:
             body = getattr(error, "read", bytes)()
