@@ -251,8 +251,8 @@ def docker(*arguments: str, timeout: int = 60, accept: tuple[str, ...] = ()) -> 
         ReaperError: if it fails, unless its message contains one of ``accept``.
     """
     try:
-        done = subprocess.run(  # noqa: S603
-            ["docker", *arguments],  # noqa: S607 (where the image put it, or the test's stand-in)
+        done = subprocess.run(
+            ["docker", *arguments],  # where the image put it, or the test's stand-in
             capture_output=True,
             text=True,
             check=False,
@@ -570,7 +570,7 @@ class Reaper:
                     return  # back at the last moment
                 if container.status in ALIVE:
                     docker("stop", "-t", "10", container.id, accept=("No such container",))
-                # Most experiments run with --rm, and are on their way already.
+                # In services mode they run with --rm, and are on their way already.
                 docker("rm", "--volumes", container.id, accept=("No such container", "already in progress"))
             except ReaperError as error:
                 self._fail("orphans", error)

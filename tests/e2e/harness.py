@@ -164,6 +164,7 @@ class Worker:
     api_url: str
     config: Path
     cache: Path
+    settings: dict[str, str]
     project: str = field(init=False)
     state: Path = field(init=False)
 
@@ -184,6 +185,7 @@ class Worker:
             "CLEARML_AGENT_CACHE": str(self.cache),
             "CLEARML_AGENT_STATE": str(self.state),
             "CLEARML_AGENT_CONFIG": str(self.config),
+            **self.settings,
         }
         self.env_file = self.folder / f"{self.name}.env"
         self.env_file.write_text("".join(f"{name}={value}\n" for name, value in values.items()))
@@ -250,8 +252,8 @@ class Platform:
         with self.server.login() as session:
             yield session
 
-    def add_worker(self, name: str, *queues: str) -> Worker:
-        """Start a worker that serves these queues, in this order."""
+    def add_worker(self, name: str, *queues: str, **settings: str) -> Worker:
+        """Start a worker that serves these queues, in this order; ``settings`` are lines of its env file."""
         with self.api() as api:
             for queue in queues:
                 queue_id(api, queue)
@@ -262,6 +264,7 @@ class Platform:
             self.server.urls["api"],
             self._agent_config,
             self.cache,
+            settings,
         )
         self.workers.append(worker)
         worker.start()

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from trainyard_lite._app import create_state
 from trainyard_lite._http import create_api
 from trainyard_lite._rpc import State
-from trainyard_lite._settings import ConfigError, Settings, load_settings, user_id
+from trainyard_lite._settings import COMPANY_ID, ConfigError, Settings, load_settings, user_id
 
 TOKEN_SECRET = "t" * 40
 PASSWORD = "right-password"
@@ -220,3 +220,25 @@ def test_missing_secret_is_named(tmp_path: Path) -> None:
     (config / "secure.conf").unlink()
     with pytest.raises(ConfigError, match=r"secure\.conf is missing"):
         load_settings(config, tmp_path / "data")
+
+
+def test_an_account_made_by_the_system_stays_and_has_keys_of_its_own(
+    api: TestClient, settings: Settings, state: State
+) -> None:
+    system = bearer(login(api, "SYSKEY", "SYSSECRET"))
+    wish = {"name": "agent gpu01", "email": "gpu01@nodes.invalid", "company": COMPANY_ID}
+    assert post(api, "auth.create_user", wish, headers=bearer(login(api)))[0] == 403, "people cannot"
+    status, body = post(api, "auth.create_user", wish, headers=system)
+    assert status == 200
+    node = body["data"]["id"]  # type: ignore[index]
+    status, body = post(api, "auth.create_user", wish, headers=system)
+    assert (status, body["meta"]["result_subcode"]) == (400, 801)  # type: ignore[index]
+    status, body = post(api, "auth.get_token_for_user", {"user": node}, headers=system)
+    token = body["data"]["token"]  # type: ignore[index]
+    status, body = post(api, "auth.create_credentials", {"label": "node"}, headers=bearer(token))
+    pair = body["data"]["credentials"]  # type: ignore[index]
+    state.db.close()
+    again = TestClient(create_api(create_state(settings)))
+    own = bearer(login(again, pair["access_key"], pair["secret_key"]))
+    status, body = post(again, "users.get_current_user", headers=own)
+    assert body["data"]["user"]["name"] == "agent gpu01"  # type: ignore[index]

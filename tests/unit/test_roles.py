@@ -170,10 +170,10 @@ def test_secrets_that_hocon_would_mangle_are_refused_and_never_told(value: Any, 
 def test_generated_secrets_pass_and_stay(tmp_path: Path) -> None:
     action = load("ansible/plugins/action/site_secrets.py")
     content: dict[str, Any] = {}
-    added = action.complete(content, ["train01"])
-    assert "vault_clearml_agent_credentials.train01" in added
+    added = action.complete(content)
+    assert "vault_clearml_server_credentials.apiserver" in added
     kept = yaml.safe_dump(content)
-    assert action.complete(content, ["train01"]) == []
+    assert action.complete(content) == []
     assert yaml.safe_dump(content) == kept
     flat = {
         "password": content["vault_clearml_admin_password"],
@@ -181,16 +181,15 @@ def test_generated_secrets_pass_and_stay(tmp_path: Path) -> None:
         "token": content["vault_clearml_server_token_secret"],
         **{
             f"{group}.{name}.{part}": pair[part]
-            for group in ("vault_clearml_server_credentials", "vault_clearml_agent_credentials")
+            for group in ("vault_clearml_server_credentials",)
             for name, pair in content[group].items()
             for part in ("key", "secret")
         },
     }
     assert trainyard.trainyard_secret_problems(flat, "here") == []
     assert len(set(flat.values())) == len(flat)
-    assert action.complete(content, ["train01", "train02"]) == ["vault_clearml_agent_credentials.train02"]
     content["vault_clearml_admin_password"] = "edited-by-hand"
-    assert action.complete(content, ["train01"]) == ["vault_clearml_admin_password_hash"]
+    assert action.complete(content) == ["vault_clearml_admin_password_hash"]
 
 
 # --- the preflight, as an operator meets it --------------------------------------------------------------------------
@@ -205,7 +204,7 @@ class Site:
             ROOT / "inventory/local/group_vars", folder / "group_vars", ignore=shutil.ignore_patterns("vault.yml")
         )
         content: dict[str, Any] = {}
-        load("ansible/plugins/action/site_secrets.py").complete(content, ["one", "two"])
+        load("ansible/plugins/action/site_secrets.py").complete(content)
         self.vault = content
         self.variables: dict[str, Any] = {}
         self.hosts: dict[str, dict[str, Any]] = {"one": {}, "two": {}}

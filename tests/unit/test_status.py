@@ -436,7 +436,8 @@ class Play:
             "site_name": "no-such-site",  # nothing was deployed from here
             "clearml_agent_node_name": "{{ clearml_node_name | default(inventory_hostname) }}",
             "clearml_agent_api_url": site.api,
-            "clearml_server_credentials": {"apiserver": {"key": "SYSKEY", "secret": "SYSSECRET"}},
+            "clearml_agent_system_access_key": "SYSKEY",
+            "clearml_agent_system_secret_key": "SYSSECRET",
         }
         (self.inventory / "group_vars/all/site.yml").write_text(yaml.safe_dump(variables))
 

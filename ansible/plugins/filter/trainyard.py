@@ -32,6 +32,8 @@ WELL_KNOWN = frozenset(  # starts of sha256
         "e734a805d77c509f",
     }
 )
+GPU_UUID = re.compile(r"(GPU|MIG)-[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\Z")
+SIZE = re.compile(r"\d+[kmgKMG]?\Z")
 SUPPORTED = {"Debian": {"12", "13"}, "Ubuntu": {"22.04", "24.04", "26.04"}}
 
 
@@ -56,13 +58,19 @@ def trainyard_workers(
     for entry in entries:
         worker = str(entry.get("name", ""))
         pinned = ",".join(str(gpu) for gpu in entry.get("gpus", []))
-        queues = list(entry.get("queues") or [worker, name, *common])
+        services = entry.get("services") or 0
+        # Whoever asks for all GPUs wants none of them behind a services worker.
+        shared = [] if services else [name, *common]
+        queues = list(entry.get("queues") or [worker, *shared])
         workers.append(
             {
                 "name": worker,
                 "id": f"{worker}:gpu{pinned}" if pinned else worker,
                 "gpus": list(entry.get("gpus", [])),
-                "devices": f"--gpus {pinned}" if pinned else "--cpu-only",
+                "devices": f"--gpus {pinned}" if pinned else "--cpu-only" + (" --services-mode" if services else ""),
+                "services": services,
+                "image": entry.get("image", ""),
+                "limits": {limit: str(entry[limit]) for limit in ("memory", "cpus", "shm_size") if entry.get(limit)},
                 "queues": list(dict.fromkeys(queues)),
                 "project": f"clearml-agent-{worker.lower()}",
             }
@@ -79,6 +87,12 @@ def trainyard_workers(
                 text = "workers of several nodes"
             descriptions.setdefault(queue, node["queue_descriptions"].get(queue, text))
     return {**node, "workers": workers, "queues": descriptions}
+
+
+def trainyard_task_arguments(worker: Mapping[str, Any], defaults: Mapping[str, str]) -> str:
+    """Give the limits of a worker's experiments as arguments of docker run."""
+    limits = {**defaults, **worker["limits"]}
+    return " ".join(f"--{name.replace('_', '-')}={limits[name]}" for name in sorted(limits) if limits[name])
 
 
 def trainyard_site_problems(hosts: Mapping[str, Mapping[str, Any]], declared: Mapping[str, str]) -> list[str]:
@@ -100,7 +114,7 @@ def trainyard_site_problems(hosts: Mapping[str, Mapping[str, Any]], declared: Ma
                 f"write another one, e.g. {name + '-b'!r}"
             )
         nodes.setdefault(name.lower(), host)
-        problems += _node_problems(host, node, names)
+        problems += _node_problems(host, node, names) or _gpu_problems(host, node)
         for worker in node["workers"]:
             served.update(worker["queues"])
     for queue in sorted(set(declared) - served):
@@ -122,6 +136,58 @@ def _number(value: Any) -> float | None:
         return None
 
 
+def _is_gpu(gpu: Any) -> bool:
+    """Tell an index, or a UUID of a GPU or a MIG slice, from anything else."""
+    if isinstance(gpu, int) and not isinstance(gpu, bool):
+        return gpu >= 0
+    return isinstance(gpu, str) and bool(GPU_UUID.match(gpu))
+
+
+def _limit_problems(host: str, variable: str, worker: Mapping[str, Any]) -> list[str]:
+    problems = []
+    name, services = worker["name"], worker["services"]
+    if isinstance(services, bool) or not isinstance(services, int) or services < 0:
+        problems.append(
+            f"{host}: {variable} gives worker {name!r} services: {services!r}; write how many experiments it runs at "
+            "once, e.g. 4"
+        )
+    elif services and worker["gpus"]:
+        problems.append(
+            f"{host}: {variable} gives worker {name!r} services and the GPUs {worker['gpus']}; its experiments would "
+            "share them: write one of both"
+        )
+    forms = {"memory": (SIZE, "60g"), "shm_size": (SIZE, "16g"), "cpus": (re.compile(r"\d+(\.\d+)?\Z"), "8")}
+    for limit, value in worker["limits"].items():
+        form, example = forms[limit]
+        if not form.match(value):
+            problems.append(f"{host}: {variable} gives worker {name!r} {limit}: {value!r}; write it like {example}")
+    return problems
+
+
+def _gpu_problems(host: str, node: Mapping[str, Any]) -> list[str]:
+    """Find GPUs that the inventory gives away and the machine does not have."""
+    listed = node.get("gpus_found")  # indexes and UUIDs; None: not to be compared
+    if listed is None:
+        return []
+    slices = [name for name in listed if str(name).startswith("MIG-")]
+    if slices and not node["explicit"] and node["gpus"] == "auto":
+        return [
+            f"{host}: clearml_agent_gpus is 'auto', but the machine's GPUs are cut into slices, and a worker per GPU "
+            f"would see one slice of each; write the slices, e.g. [{', '.join(slices[:2])}]"
+        ]
+    wanted = [gpu for worker in node["workers"] for gpu in worker["gpus"]]
+    missing = [gpu for gpu in wanted if str(gpu) not in set(listed)]
+    if not missing:
+        return []
+    variable = "clearml_agent_workers" if node["explicit"] else "clearml_agent_gpus"
+    has = (
+        f"which nvidia-smi does not list: it has {', '.join(listed)}"
+        if listed
+        else "but nvidia-smi lists no GPU at all"
+    )
+    return [f"{host}: {variable} has the GPU {missing[0]!r}, {has}. Write GPUs that the machine has, or auto"]
+
+
 def _node_problems(host: str, node: Mapping[str, Any], names: dict[str, str]) -> list[str]:
     problems = []
     gpus = node["gpus"]
@@ -129,9 +195,10 @@ def _node_problems(host: str, node: Mapping[str, Any], names: dict[str, str]) ->
         problems.append(f"{host}: clearml_agent_gpus is {gpus!r}; write auto, or a list of GPU indexes such as [0, 1]")
     elif not isinstance(gpus, str):
         problems += [
-            f"{host}: clearml_agent_gpus has {gpu!r}; write GPU indexes as whole numbers from 0, e.g. [0, 1]"
+            f"{host}: clearml_agent_gpus has {gpu!r}; write GPU indexes as whole numbers from 0, e.g. [0, 1], or UUIDs "
+            "of GPUs or MIG slices"
             for gpu in gpus
-            if isinstance(gpu, bool) or not isinstance(gpu, int) or gpu < 0
+            if not _is_gpu(gpu)
         ]
         problems += [
             f"{host}: clearml_agent_gpus has GPU {gpu} twice; write every GPU once"
@@ -153,9 +220,10 @@ def _node_problems(host: str, node: Mapping[str, Any], names: dict[str, str]) ->
             )
         names.setdefault(name.lower(), host)
         for gpu in worker["gpus"] if node["explicit"] else []:
-            if isinstance(gpu, bool) or not isinstance(gpu, int) or gpu < 0:
+            if not _is_gpu(gpu):
                 problems.append(
-                    f"{host}: {variable} gives worker {name!r} the GPU {gpu!r}; write its index, a whole number from 0"
+                    f"{host}: {variable} gives worker {name!r} the GPU {gpu!r}; write its index, a whole number from "
+                    "0, or the UUID of a GPU or of a MIG slice (nvidia-smi -L)"
                 )
             elif gpu in owners:
                 problems.append(
@@ -163,6 +231,7 @@ def _node_problems(host: str, node: Mapping[str, Any], names: dict[str, str]) ->
                     "would share it: write it in one of them"
                 )
             owners.setdefault(gpu, name)
+        problems += _limit_problems(host, variable, worker)
         for queue in worker["queues"]:
             if not isinstance(queue, str) or not SAFE_NAME.match(queue) or len(queue) < 3:
                 problems.append(
@@ -485,4 +554,5 @@ class FilterModule:
             "trainyard_without_secrets": trainyard_without_secrets,
             "trainyard_revision": trainyard_revision,
             "trainyard_names_problems": trainyard_names_problems,
+            "trainyard_task_arguments": trainyard_task_arguments,
         }

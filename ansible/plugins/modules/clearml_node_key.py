@@ -37,7 +37,7 @@ options:
     type: str
     required: true
   state:
-    description: V(present) keeps a pair that works, V(absent) revokes all pairs of the node.
+    description: V(present) keeps a pair that works, V(absent) unregisters the node's workers and revokes all its pairs.
     type: str
     choices: [present, absent]
     default: present
@@ -108,10 +108,16 @@ def run(module: AnsibleModule) -> dict:
     if given["state"] == "absent":
         account = UserApi(system, user) if user else None
         keys = sorted(account.labels) if account else []
+        listed = system.call("workers.get_all", {}).get("workers", []) if account else []
+        # The official server lets an account unregister none but its own.
+        workers = [worker["id"] for worker in listed if (worker.get("user") or {}).get("id") == user]
         if account and not module.check_mode:
+            for worker in workers:
+                account.call("workers.unregister", {"worker": worker})
             for key in keys:
                 account.call("auth.revoke_credentials", {"access_key": key})
-        return {"changed": bool(keys), "state": "removed", "access_key": "", "secret_key": "", "others": 0}
+        changed = bool(keys or workers)
+        return {"changed": changed, "state": "removed", "access_key": "", "secret_key": "", "others": 0}
     if not user:
         if module.check_mode:
             return {"changed": True, "state": "made", "access_key": "", "secret_key": "", "others": 0}

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase as fnmatch
+
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.clearml_api import CONNECTION_ARGUMENTS, Api, ApiError
 
@@ -34,9 +36,20 @@ options:
     type: int
     default: 60
   queues:
-    description: Descriptions by name.
+    description: Descriptions by name, of queues that should be there.
     type: dict
-    required: true
+    default: {}
+  known:
+    description:
+      - Names of all queues of the inventory. Others that this module has made, which no worker serves, are told as
+        C(left).
+    type: list
+    elements: str
+  remove:
+    description: Which of those to delete, by names or patterns; one in which experiments wait stays.
+    type: list
+    elements: str
+    default: []
 """
 
 RETURN = r"""
@@ -46,6 +59,10 @@ created:
   returned: always
 described:
   description: Names of the queues whose description was changed.
+  type: list
+  returned: always
+left:
+  description: Queues that the inventory no longer has, each with name, waiting (how many experiments) and removed.
   type: list
   returned: always
 """
@@ -58,18 +75,43 @@ def metadata(text: str) -> dict:
     return {"description": {"key": "description", "type": "str", "value": text}}
 
 
+def leave(api: Api, queues: list[dict], known: list[str], remove: list[str], check: bool) -> list[dict]:
+    """Find queues of an earlier inventory, and delete those that nobody needs and somebody wants gone."""
+    served = {
+        queue["name"]
+        for worker in api.call("workers.get_all", {"last_seen": 600}).get("workers", [])
+        for queue in worker.get("queues") or []
+    }
+    left = []
+    for queue in queues:
+        # People make queues too, without the description.
+        if queue["name"] in {*known, *served} or "description" not in (queue.get("metadata") or {}):
+            continue
+        waiting = len(queue.get("entries") or [])
+        removed = not waiting and any(fnmatch(queue["name"], pattern) for pattern in remove)
+        if removed and not check:
+            api.call("queues.delete", {"queue": queue["id"]})
+        left.append({"name": queue["name"], "waiting": waiting, "removed": removed})
+    return left
+
+
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(
-        argument_spec={**CONNECTION_ARGUMENTS, "queues": {"type": "dict", "required": True}},
+        argument_spec={
+            **CONNECTION_ARGUMENTS,
+            "queues": {"type": "dict", "default": {}},
+            "known": {"type": "list", "elements": "str"},
+            "remove": {"type": "list", "elements": "str", "default": []},
+        },
         supports_check_mode=True,
     )
-    created, described = [], []
+    created, described, left = [], [], []
     try:
         api = Api(module.params)
+        fields = ["id", "name", "metadata", "entries"]
         there = {
-            queue["name"]: queue
-            for queue in api.call("queues.get_all", {"only_fields": ["id", "name", "metadata"]}).get("queues", [])
+            queue["name"]: queue for queue in api.call("queues.get_all", {"only_fields": fields}).get("queues", [])
         }
         for name, text in module.params["queues"].items():
             if name not in there:
@@ -85,9 +127,13 @@ def main() -> None:
                 described.append(name)
                 if not module.check_mode:
                     api.call("queues.update", {"queue": there[name]["id"], "metadata": metadata(text)})
+        if module.params["known"] is not None:
+            known, remove = module.params["known"], module.params["remove"]
+            left = leave(api, list(there.values()), known, remove, module.check_mode)
     except ApiError as error:
         module.fail_json(msg=str(error))
-    module.exit_json(changed=bool(created or described), created=created, described=described)
+    changed = bool(created or described or any(queue["removed"] for queue in left))
+    module.exit_json(changed=changed, created=created, described=described, left=left)
 
 
 if __name__ == "__main__":

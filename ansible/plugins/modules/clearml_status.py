@@ -107,7 +107,7 @@ status:
         state:
           description:
             - free or training;
-            - drained or draining with the tag C(drained), without an experiment or still with one;
+            - drained with the tag C(drained), by which the worker says that it holds nothing, and draining until then;
             - stale when the server has not heard from it for 60 s, or does not know it;
             - foreign when it is not in the inventory.
           type: str
@@ -139,6 +139,7 @@ table:
   returned: success
 """
 
+DRAIN_TAGS = {"drained", "draining"}  # agents/worker.py
 STATES = ("free", "training", "draining", "drained", "stale", "foreign")
 SILENT_SECONDS = 60  # an agent reports every half minute
 PAGE = 500  # the official server gives no more
@@ -241,8 +242,8 @@ def describe_worker(
         state = "foreign"
     elif silent is None or silent > SILENT_SECONDS:
         state = "stale"
-    elif "drained" in (seen.get("tags") or []):
-        state = "draining" if experiment else "drained"
+    elif tags := DRAIN_TAGS & set(seen.get("tags") or []):
+        state = "draining" if experiment or "drained" not in tags else "drained"
     else:
         state = "training" if experiment else "free"
     # What a worker serves now: a busy one keeps its old settings until it is free.
@@ -296,7 +297,7 @@ def describe_site(api: Api, nodes: list[dict[str, Any]], foreign: bool) -> dict[
     workers = [describe_worker(worker, seen.get(worker["id"]), tasks, now) for worker in list_workers(nodes, set(seen))]
     takers: dict[str, list[str]] = {}
     for worker in workers:
-        tagged = "drained" in (seen.get(worker["id"], {}).get("tags") or [])
+        tagged = bool(DRAIN_TAGS & set(seen.get(worker["id"], {}).get("tags") or []))
         if not tagged and worker["heard_seconds"] is not None and worker["heard_seconds"] <= SILENT_SECONDS:
             for name in worker["queues"]:
                 takers.setdefault(name, []).append(worker["worker"])

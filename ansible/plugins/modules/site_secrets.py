@@ -22,11 +22,6 @@ options:
     description: The file with the vault's password. It is created when neither it nor the vaulted file exists.
     type: path
     required: true
-  nodes:
-    description: Names of the nodes, each gets a service account.
-    type: list
-    elements: str
-    default: []
 """
 
 RETURN = r"""

@@ -289,7 +289,7 @@ class Authenticator:
         user = new_id()
         with self._db.write() as db:
             if db.execute("SELECT 1 FROM made_user WHERE email = ?", (email,)).fetchone():
-                raise errors.UNIQUE_FIELDS("value combination already exists", email=email)
+                raise errors.EXPECTED_UNIQUE_DATA(email=email)
             db.execute("INSERT INTO made_user (id, email) VALUES (?, ?)", (user, email))
             db.execute("INSERT INTO user (id, name, role, created) VALUES (?, ?, 'user', ?)", (user, name, now()))
         return user

@@ -1,0 +1,452 @@
+"""The worker's entry point: clearml-agent 3.0, with what a fleet of nodes needs beside it.
+
+``python3 worker.py daemon ...`` takes clearml-agent's own arguments. What it adds:
+
+drain
+    While the file ``drain`` is in the worker's state folder, no experiment is pulled. The worker tells the server by
+    its tag: ``draining`` while an experiment still runs, ``drained`` when it holds none. The second is only set where
+    the next experiment would be asked for, so nothing can be pulled and lost between the wish and the answer.
+adoption
+    A worker that ends, however, leaves its experiment running, and the one that starts in its place goes on with it:
+    console, abort, end. An experiment that ended meanwhile is settled by its container's exit status. For this,
+    containers of experiments are not removed by Docker but by the worker.
+settling
+    An experiment that died with its worker, by a reboot say, goes back to its queue or fails (reaper.py).
+refusal
+    An experiment that asks for arguments of docker run that the site does not allow fails, and its console says why.
+    clearml-agent leaves them out in silence.
+services
+    With a limit, no more experiments at once; clearml-agent asks an API for it that the open server does not have.
+
+Environment:
+
+TRAINYARD_STATE             the worker's state folder, /var/lib/trainyard
+TRAINYARD_LOST              requeue (default) or fail: what becomes of an experiment that died with its worker
+TRAINYARD_MAX_REQUEUES      how often an experiment goes back before it fails, 2
+TRAINYARD_SERVICES_LIMIT    experiments at once in services mode, 0: as many as come
+TRAINYARD_TASK_ARGUMENTS    arguments of docker run that this worker's experiments get besides those of clearml.conf
+
+Signals: SIGTERM ends the worker and leaves its experiment alone; SIGINT stops the experiment, tells the server, ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import reaper
+from clearml_agent.commands import worker as upstream
+from clearml_agent.errors import Sigterm
+from clearml_agent.helper.process import Argv, ExitStatus
+from clearml_agent.helper.resource_monitor import ResourceMonitor
+
+STATE = Path(os.environ.get("TRAINYARD_STATE", "/var/lib/trainyard"))
+LOST = os.environ.get("TRAINYARD_LOST") or "requeue"
+MAX_REQUEUES = int(os.environ.get("TRAINYARD_MAX_REQUEUES") or 2)
+SERVICES_LIMIT = int(os.environ.get("TRAINYARD_SERVICES_LIMIT") or 0)
+# Files in the state folder.
+DRAIN, RECORD = STATE / "drain", STATE / "task.json"
+TASK_ARGUMENTS = shlex.split(os.environ.get("TRAINYARD_TASK_ARGUMENTS", ""))
+# What clearml.conf makes of agent.docker_container_name_format.
+CONTAINER_NAME = re.compile(r"clearml-id-([0-9a-f]{32})-")
+# The container was killed (SIGKILL, SIGTERM), or its host went down under it (255).
+KILLED = {137, 143, 255}
+LOOK_SECONDS = 2.0
+OWNER_LOOK_SECONDS = 30.0
+
+
+class Current:
+    """What this process holds: the worker, and the experiment that it runs."""
+
+    worker: upstream.Worker | None = None
+    task: str = ""
+    started: str = ""
+    """When the server says that the experiment was started; another time means that another worker runs it now."""
+    taken: bool = False
+    """Another worker runs the experiment now: its status is none of ours any more."""
+    interrupted: bool = False
+
+
+def docker(*words: str) -> str:
+    """Run the Docker client; return what it printed.
+
+    Raises:
+        subprocess.CalledProcessError: it failed.
+    """
+    return subprocess.run(["docker", *words], check=True, capture_output=True, text=True, timeout=120).stdout
+
+
+def call(worker: upstream.Worker, service: str, action: str, **arguments: object) -> dict[str, Any]:
+    """Ask the server as the agent does.
+
+    Raises:
+        OSError: the server refused, or sent no answer.
+    """
+    result = worker._session.send_request(service, action, json=arguments, method="post")
+    if not result.ok:
+        raise OSError(f"{service}.{action}: {result.status_code} {result.text[:300]}")
+    return dict(result.json()["data"])
+
+
+def get_task(worker: upstream.Worker, task: str) -> dict[str, Any]:
+    """Return what the server knows of an experiment; empty when it knows none."""
+    fields = ["id", "status", "status_message", "started", "last_worker", "execution.queue"]
+    found = call(worker, "tasks", "get_all", id=[task], only_fields=fields, search_hidden=True)["tasks"]
+    return dict(found[0]) if found else {}
+
+
+# ---------------------------------------------------------------- drain, and whether to pull at all
+
+
+def show(worker: upstream.Worker, *tags: str) -> None:
+    """Let the server know the worker's state by its tags."""
+    monitor = worker.monitor
+    if monitor is not None and list(monitor._worker_tags or []) != list(tags):
+        monitor._worker_tags = list(tags)
+        monitor.send_report()
+
+
+def services() -> int:
+    """Return how many experiments of this services worker run."""
+    label = f"label=clearml-parent-worker-id={Current.worker.worker_id}" if Current.worker else ""
+    return len(docker("ps", "--quiet", "--filter", label).split())
+
+
+def stop_services(worker: upstream.Worker) -> None:
+    """Stop the experiments of a services worker, which run beside it."""
+    label = f"label=clearml-parent-worker-id={worker.worker_id}"
+    for line in docker("ps", "--filter", label, "--format", "{{.ID}} {{.Names}}").splitlines():
+        container, _, name = line.partition(" ")
+        match = CONTAINER_NAME.match(name)
+        if match:
+            call(worker, "tasks", "stopped", task=match[1], force=True, status_reason="its worker was stopped")
+        docker("rm", "--force", "--volumes", container)
+
+
+pull = upstream.get_next_task
+
+
+def next_task(session: object, queue: str, get_task_info: bool = False) -> dict[str, Any]:
+    """Ask a queue for an experiment, unless the worker may have none; takes the place of clearml-agent's own."""
+    worker = Current.worker
+    if worker is None:  # cannot be: run_tasks_loop sets it
+        return {}
+    if Current.interrupted:
+        raise Sigterm
+    if DRAIN.exists():
+        show(worker, "drained")
+        return {}
+    show(worker)
+    if SERVICES_LIMIT and services() >= SERVICES_LIMIT:
+        return {}
+    answer: dict[str, Any] = pull(session, queue=queue, get_task_info=get_task_info)
+    if (answer.get("entry") or {}).get("task"):
+        record(answer["entry"]["task"], queue)
+    return answer
+
+
+def record(task: str, queue: str) -> None:
+    """Note what was pulled, before anything else can go wrong."""
+    text = json.dumps({"task": task, "queue": queue, "pulled": datetime.now(UTC).isoformat(timespec="seconds")})
+    handle, name = tempfile.mkstemp(dir=STATE, prefix=".task.")
+    with os.fdopen(handle, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    Path(name).replace(RECORD)
+
+
+def recorded() -> dict[str, str]:
+    """Return what was pulled and not settled yet; empty when there is nothing."""
+    try:
+        return dict(json.loads(RECORD.read_text()))
+    except (OSError, ValueError):
+        return {}
+
+
+def watch() -> None:
+    """Look after the running experiment, beside clearml-agent's own loop: drain wishes, and who owns it."""
+    looked = time.monotonic()
+    while True:
+        time.sleep(LOOK_SECONDS)
+        worker, task = Current.worker, Current.task
+        if worker is None or not task:
+            looked = time.monotonic()
+            continue
+        try:
+            show(worker, *(["draining"] if DRAIN.exists() else []))
+            if time.monotonic() - looked < OWNER_LOOK_SECONDS:
+                continue
+            looked = time.monotonic()
+            started = str(get_task(worker, task).get("started") or "")
+            if task != Current.task:
+                continue
+            if Current.started and started and started != Current.started:
+                print(f"experiment {task} was started anew at {started} elsewhere: its container here is stopped")
+                Current.taken = True
+                for container, found in containers(worker, running=True):
+                    if found == task:
+                        docker("stop", "--time", "10", container)
+            Current.started = Current.started or started
+        except Exception as error:  # a look that failed is no reason to end
+            print(f"look after experiment {task}: {error}")
+
+
+# ---------------------------------------------------------------- adoption and settling
+
+
+def containers(worker: upstream.Worker, *, running: bool = False) -> list[tuple[str, str]]:
+    """Return container and experiment of what this worker has started."""
+    some = [] if running else ["--all"]
+    label = f"label=clearml-worker-id={worker.worker_id}"
+    lines = docker("ps", *some, "--filter", label, "--format", "{{.ID}} {{.Names}}").splitlines()
+    found = ((line.split(" ", 1)[0], CONTAINER_NAME.match(line.split(" ", 1)[1])) for line in lines)
+    return [(container, match[1]) for container, match in found if match]
+
+
+@contextmanager
+def holding(worker: upstream.Worker, task: str) -> Iterator[None]:
+    """Hold an experiment for as long as this lasts; then it is settled, unless the worker was told to leave."""
+    Current.worker, Current.task, Current.started, Current.taken = worker, task, "", False
+    yield
+    Current.task = ""
+    for container, found in containers(worker):
+        if found == task:
+            docker("rm", "--force", "--volumes", container)
+    RECORD.unlink(missing_ok=True)
+
+
+def since(worker: upstream.Worker, task: str) -> str:
+    """Return when the console was told last, in seconds; what came a little earlier is told twice rather than never."""
+    events = call(worker, "events", "get_task_log", task=task, batch_size=1, navigate_earlier=True)["events"]
+    return f"{events[0]['timestamp'] / 1000 - worker._polling_interval:.3f}" if events else "0"
+
+
+def settle_leftovers(worker: upstream.Worker, queues: list[str]) -> None:
+    """Go on with what an earlier process of this worker has left, or bring it to its end."""
+    left = recorded()
+    for container, task in containers(worker):
+        state = json.loads(docker("inspect", "--format", "{{json .State}}", container))
+        known = get_task(worker, task)
+        own = known.get("status") == "in_progress" and known.get("last_worker") in (None, "", worker.worker_id)
+        if not own:
+            print(f"experiment {task} is {known.get('status', 'gone')}: its container is removed")
+            docker("rm", "--force", "--volumes", container)
+        elif state["Running"]:
+            with holding(worker, task):
+                Current.started = str(known.get("started") or "")
+                adopt(worker, queues, container, task, left.get("queue") or known["execution"].get("queue"))
+        elif state["ExitCode"] in KILLED and not state["OOMKilled"]:
+            lose(worker, task, known["execution"]["queue"])
+            docker("rm", "--force", "--volumes", container)
+        else:
+            with holding(worker, task):
+                finish(worker, container, task, state["ExitCode"])
+        if left.get("task") == task:
+            left = {}
+            RECORD.unlink(missing_ok=True)
+    if left:
+        known = get_task(worker, left["task"])
+        own = known.get("last_worker") in (None, "", worker.worker_id)
+        if own and known.get("status") in ("queued", "in_progress"):
+            lose(worker, left["task"], left["queue"])
+        elif own and (known.get("status"), known.get("status_message")) == ("stopped", reaper.STOPPED_FOR):
+            put_back(worker, left["task"], left["queue"], "it was begun before")
+        RECORD.unlink(missing_ok=True)
+
+
+def adopt(worker: upstream.Worker, queues: list[str], container: str, task: str, queue: str | None) -> None:
+    """Go on with an experiment that runs: its console, its abort, its end."""
+    print(f"experiment {task} still runs: the worker goes on with it")
+    worker.report_monitor(ResourceMonitor.StatusReport(queues=queues, queue=queue, task=task))
+    start = since(worker, task)
+    worker.send_logs(
+        task, [f"Worker {worker.worker_id} was restarted and goes on with this experiment\n"], level="INFO"
+    )
+    # The exit status comes from a second client, because the one that shows the console knows none.
+    script = (
+        'exec 3< <(docker wait "$1"); docker logs --follow --since "$2" "$1"; read -r status <&3; exit "${status:-255}"'
+    )
+    signals = upstream.TaskStopSignal(
+        command=worker, session=worker._session, events_service=worker.get_service(upstream.Events), task_id=task
+    )
+    status, reason = ExitStatus.interrupted, upstream.TaskStopSignal.default
+    handle, console = tempfile.mkstemp(prefix=".clearml_agent_out.", suffix=".txt")
+    os.close(handle)
+    try:
+        status, reason = worker._log_command_output(
+            task_id=task,
+            cmd=Argv("bash", "-c", script, "adopt", container, start),
+            stdout_path=console,
+            daemon=True,
+            stop_signal=signals,
+            session=worker._session,
+        )
+    except KeyboardInterrupt:
+        worker.handle_user_abort(task, session=worker._session)
+    worker.handle_task_termination(task, status, reason, session=worker._session)
+    worker.report_monitor(ResourceMonitor.StatusReport(queues=queues))
+
+
+def finish(worker: upstream.Worker, container: str, task: str, status: int) -> None:
+    """Bring an experiment to the end that it had while no worker looked."""
+    print(f"experiment {task} ended while the worker was away, with status {status}")
+    done = subprocess.run(
+        ["docker", "logs", "--since", since(worker, task), container],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        timeout=120,
+        check=True,
+    )
+    worker.send_logs(task, done.stdout.splitlines(keepends=True))
+    worker.handle_task_termination(task, status, upstream.TaskStopReason.no_stop, session=worker._session)
+
+
+def lose(worker: upstream.Worker, task: str, queue: str) -> None:
+    """Settle an experiment that died with its worker, by the calls that reaper.py explains."""
+    why = f"worker {worker.worker_id} went down with it"
+    runtime = call(worker, "tasks", "get_by_id", task=task)["task"].get("runtime") or {}
+    count = int(runtime.get(reaper.REQUEUES, 0))
+    if LOST == "requeue" and count < MAX_REQUEUES:
+        times = f"time {count + 1} of at most {MAX_REQUEUES}"
+        worker.send_logs(task, [f"{why}: it goes back to the front of its queue ({times})\n"], level="WARNING")
+        call(
+            worker,
+            "tasks",
+            "edit_runtime",
+            task=task,
+            force=True,
+            add_or_update={reaper.REQUEUES: count + 1},
+            remove=[],
+        )
+        call(worker, "tasks", "stopped", task=task, status_reason=why, status_message=reaper.STOPPED_FOR)
+        put_back(worker, task, queue, why)
+    else:
+        worker.send_logs(task, [f"{why}: it has failed\n"], level="ERROR")
+        call(worker, "tasks", "failed", task=task, status_reason=why, status_message=why)
+    print(f"experiment {task}: {why}")
+
+
+def put_back(worker: upstream.Worker, task: str, queue: str, why: str) -> None:
+    """Put a stopped experiment in front of its queue."""
+    call(worker, "tasks", "enqueue", task=task, queue=queue, status_reason=why)
+    call(worker, "queues", "move_task_to_front", task=task, queue=queue)
+
+
+# ---------------------------------------------------------------- clearml-agent's own, with the above
+
+
+class Worker(upstream.Worker):  # type: ignore[misc]
+    """clearml-agent's worker, with drain, adoption and settling."""
+
+    @staticmethod
+    def register_signal_handler() -> None:
+        """Leave a running experiment alone on SIGTERM, and stop it on SIGINT."""
+
+        def leave(*_: object) -> None:
+            if Current.task:
+                print(f"the worker ends and leaves experiment {Current.task} running", flush=True)
+                os._exit(0)
+            raise Sigterm
+
+        def interrupt(*_: object) -> None:
+            Current.interrupted = True
+            raise KeyboardInterrupt if Current.task else Sigterm
+
+        signal.signal(signal.SIGTERM, leave)
+        signal.signal(signal.SIGINT, interrupt)
+
+    def __init__(self, *words: Any, **options: Any) -> None:
+        super().__init__(*words, **options)
+        own = list(getattr(self, "_extra_docker_arguments", None) or [])
+        self._extra_docker_arguments = [*own, *TASK_ARGUMENTS]
+
+    def run_tasks_loop(self, queues: list[str], *words: Any, **options: Any) -> None:
+        """Settle what is left, then pull and run."""
+        Current.worker, Current.task = self, ""
+        if not self._services_mode:
+            settle_leftovers(self, queues)
+        try:
+            super().run_tasks_loop(queues, *words, **options)
+        except Sigterm:
+            if Current.interrupted and self._services_mode:
+                stop_services(self)
+            raise
+
+    def run_one_task(self, queue: str, task_id: str, *words: Any, **options: Any) -> int | None:
+        """Run an experiment that was pulled, in a container that outlives this process."""
+        if self.refuse(task_id):
+            RECORD.unlink(missing_ok=True)
+            return None
+        if self._services_mode:
+            RECORD.unlink(missing_ok=True)
+            return int(super().run_one_task(queue, task_id, *words, **options) or 0)
+        self._patch_docker_cmd_func = lambda command: [word for word in command if word != "--rm"]
+        with holding(self, task_id):
+            return super().run_one_task(queue, task_id, *words, **options)  # type: ignore[no-any-return]
+
+    def refuse(self, task: str) -> bool:
+        """Fail an experiment that asks for what the site does not allow."""
+        container = upstream.get_task_container(self._session, task)
+        asked = [word.strip() for word in container.get("arguments") or []] if container.get("image") else []
+        allowed = self._filter_docker_args([*asked])
+        forbidden = self._session.config.get("agent.forbidden_docker_args", [])
+        bad = [
+            word
+            for word in asked
+            if word.startswith("-") and (word not in allowed or word.lstrip("-").split("=")[0] in forbidden)
+        ]
+        if not bad:
+            return False
+        patterns = ", ".join(pattern.pattern for pattern in self._docker_args_filters)
+        message = (
+            f"Worker {self.worker_id} refuses this experiment: its container asks for {' '.join(dict.fromkeys(bad))}, "
+            f"which this site does not allow. Allowed are arguments like {patterns}. Take it out of the experiment's "
+            "container arguments and enqueue it again, or ask who runs the site (clearml_agent_docker_args_filters)."
+        )
+        self.send_logs(task, [message + "\n"], level="ERROR")
+        call(
+            self,
+            "tasks",
+            "failed",
+            task=task,
+            force=True,
+            status_reason="docker arguments refused",
+            status_message=message,
+        )
+        return True
+
+    def handle_task_termination(self, task_id: str, *words: Any, **options: Any) -> None:
+        """Tell the server how an experiment ended, unless another worker runs it now."""
+        if not (Current.taken and task_id == Current.task):
+            super().handle_task_termination(task_id, *words, **options)
+
+
+def main() -> int:
+    """Run clearml-agent."""
+    from clearml_agent import __main__ as program
+    from clearml_agent import commands
+
+    upstream.get_next_task = next_task
+    commands.Worker = Worker
+    threading.Thread(target=watch, daemon=True).start()
+    return int(program.main() or 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
