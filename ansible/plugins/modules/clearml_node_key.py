@@ -61,11 +61,11 @@ options:
 
 RETURN = r"""
 access_key:
-  description: The node's pair; empty in check mode when one would be made.
+  description: The node's new pair; empty when the one that it has is kept, and in check mode.
   type: str
   returned: always
 secret_key:
-  description: Its secret.
+  description: Its secret, likewise.
   type: str
   returned: always
 state:
@@ -142,8 +142,9 @@ def run(module: AnsibleModule) -> dict:
     return {
         "changed": state != "kept" or bool(revoked),
         "state": state,
-        "access_key": pair[0],
-        "secret_key": pair[1],
+        # Ansible would black out a value that came as a secret.
+        "access_key": pair[0] if state != "kept" else "",
+        "secret_key": pair[1] if state != "kept" else "",
         "others": len(others) - len(revoked),
     }
 
