@@ -10,7 +10,7 @@ SITE ?= local
 # Any Python from 3.11 on makes the tool environment.
 PYTHON ?= python3
 # What `make molecule` runs.
-SCENARIO ?= local server
+SCENARIO ?= local server nodes
 # More for ansible-playbook, e.g. ARGS="--check --diff" or ARGS="-e clearml_agent_force_restart=true".
 ARGS ?=
 
@@ -116,7 +116,7 @@ e2e: tools-dev ## real SDK, agent, clearml-data and browser on a server of its o
 	@$(BIN)/pytest tests/e2e
 
 .PHONY: molecule
-molecule: tools-dev ## the roles on test hosts: check, converge, idempotence, verify (SCENARIO=local or server)
+molecule: tools-dev ## the roles on test hosts: check, converge, idempotence, verify (SCENARIO=local, server or nodes)
 	@for scenario in $(SCENARIO)
 	do
 		lab=lab$$([ "$$scenario" = local ] || echo "-$$scenario")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -143,3 +144,26 @@ def no_secret_is_seen(host: Host, root: str, variables: dict[str, Any], project:
     for where, text in seen.items():
         for name, secret in secrets.items():
             assert secret not in text, f"{name} is in {where}"
+
+
+def play(inventory: Path, playbook: str, *arguments: str, names: dict[str, str] | None = None, **extra: object) -> str:
+    """Run a playbook as the operator does; return what it said."""
+    command = [ROOT / ".venv/bin/ansible-playbook", "-i", inventory, ROOT / "ansible" / playbook, "--diff"]
+    environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible/ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
+    done = subprocess.run(
+        [*command, *arguments, "-e", json.dumps(extra)],
+        env={**environment, **(names or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def changed_tasks(said: str) -> set[str]:
+    """Return the names of the tasks that changed something."""
+    parts = re.split(r"^TASK \[(.+?)\] \*+$", said, flags=re.MULTILINE)
+    return {name for name, text in zip(parts[1::2], parts[2::2], strict=True) if re.search(r"^changed: ", text, re.M)}

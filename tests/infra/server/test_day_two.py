@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from audit import PROJECT, addresses, admin, ask, basic, train
+from audit import PROJECT, addresses, admin, ask, basic, changed_tasks, play, train
 from conftest import ROOT
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -82,29 +82,6 @@ def names(host: Host) -> dict[str, str]:
     address = host.run_expect([0], "hostname -i").stdout.split()[0]  # -I would tell the bridges' too
     folder = Path(__file__).resolve().parents[1] / "names"
     return {"PYTHONPATH": str(folder), "LAB_NAMES": f"lab.test={address} next.test={address}"}
-
-
-def play(inventory: Path, playbook: str, *arguments: str, names: dict[str, str] | None = None, **extra: object) -> str:
-    """Run a playbook as the operator does; return what it said."""
-    command = [ROOT / ".venv/bin/ansible-playbook", "-i", inventory, ROOT / "ansible" / playbook, "--diff"]
-    environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible/ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
-    done = subprocess.run(
-        [*command, *arguments, "-e", json.dumps(extra)],
-        env={**environment, **(names or {})},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
-
-
-def changed_tasks(said: str) -> set[str]:
-    """Return the names of the tasks that changed something."""
-    parts = re.split(r"^TASK \[(.+?)\] \*+$", said, flags=re.MULTILINE)
-    return {name for name, text in zip(parts[1::2], parts[2::2], strict=True) if re.search(r"^changed: ", text, re.M)}
 
 
 def containers(host: Host, root: str) -> dict[str, str]:
