@@ -21,7 +21,6 @@ from clearml_api import ApiError, ClearmlApi, Json
 from conftest import ROOT
 from testinfra.host import Host
 
-
 testinfra_hosts = ["ansible://clearml_server"]
 
 NODES = {"gpu-01": "lab-gpu-01", "gpu-02": "lab-gpu-02"}
