@@ -76,6 +76,22 @@ verify: tools ## submit the example training, wait for it, read everything back
 	@test -e $(SITE_FILE) || { echo "the site $(SITE) is not deployed from here: run make up SITE=$(SITE)" >&2; exit 1; }
 	$(BIN)/python ansible/tools/verify.py --site-file $(SITE_FILE) --stages $(STAGES) --vault-file $(VAULT) --vault-password-file $(VAULT_PASSWORD)
 
+.PHONY: nodes
+nodes: tools ## all that nodes need, from Docker to workers: ARGS="-l gpu-07" adds or updates one
+	@$(PLAYBOOK) ansible/nodes.yml $(ARGS)
+
+.PHONY: drain
+drain: tools ## ARGS="-l gpu-07": let a node's experiments end, then stop its workers
+	@$(PLAYBOOK) ansible/drain.yml $(ARGS)
+
+.PHONY: undrain
+undrain: tools ## ARGS="-l gpu-07": put a drained node back to work
+	@$(PLAYBOOK) ansible/undrain.yml $(ARGS)
+
+.PHONY: remove-node
+remove-node: tools ## ARGS="-l gpu-07": drain a node and leave nothing of it
+	@$(PLAYBOOK) ansible/remove_node.yml $(ARGS)
+
 .PHONY: login
 login: tools ## show the address, the login and its password
 	@$(BIN)/python ansible/tools/login.py --site-file $(SITE_FILE) --vault-file $(VAULT) --vault-password-file $(VAULT_PASSWORD)
