@@ -141,6 +141,58 @@ def test_a_description_from_the_inventory_wins() -> None:
     assert got["queues"]["LARGE-GPU-1-1"] == "worker LARGE-GPU-1-1 of node LARGE-GPU-1, GPU 0"
 
 
+SLICES = ["MIG-5b1c5a3e-6a5e-5f0a-9f7c-0123456789ab", "MIG-77d05a3e-6a5e-5f0a-9f7c-0123456789ab"]
+
+
+def problems(explicit: list[dict[str, Any]], found: list[str] | None = None, **settings: Any) -> list[str]:
+    given = node(explicit=bool(explicit), gpus_found=found, **settings)
+    return list(
+        trainyard.trainyard_site_problems({"one": trainyard.trainyard_workers(given, explicit, [], found or [])}, {})
+    )
+
+
+def test_slices_services_and_limits() -> None:
+    explicit = [
+        {"name": "slice", "gpus": [SLICES[0]], "memory": "20g", "shm_size": "4g"},
+        {"name": "helpers", "services": 4, "image": "team/tools:1"},
+    ]
+    slice_, helpers = trainyard.trainyard_workers(node(explicit=True), explicit, ["all_gpus"], [])["workers"]
+    assert slice_["devices"] == f"--gpus {SLICES[0]}"
+    assert trainyard.trainyard_task_arguments(slice_, {"memory": "60g", "shm_size": "1g"}) == (
+        "--memory=20g --shm-size=4g"
+    )
+    assert (helpers["devices"], helpers["services"]) == ("--cpu-only --services-mode", 4)
+    assert helpers["queues"] == ["helpers"], "nobody who wants a GPU waits behind it"
+    assert trainyard.trainyard_task_arguments(helpers, {"memory": "", "shm_size": "1g"}) == "--shm-size=1g"
+    assert problems(explicit, ["0", *SLICES]) == []
+
+
+@pytest.mark.parametrize(
+    ("explicit", "told"),
+    [
+        ([{"name": "big", "gpus": [7]}], "has the GPU 7, which nvidia-smi does not list: it has 0, 1"),
+        ([{"name": "big", "gpus": [SLICES[0]]}], f"has the GPU {SLICES[0]!r}, which nvidia-smi does not list"),
+        ([{"name": "big", "services": "many"}], "services: 'many'; write how many experiments it runs at once"),
+        ([{"name": "big", "services": 2, "gpus": [0]}], "services and the GPUs [0]; its experiments would share"),
+        ([{"name": "big", "gpus": [0], "memory": "60 GB"}], "memory: '60 GB'; write it like 60g"),
+        ([{"name": "big", "gpus": [0], "cpus": "all"}], "cpus: 'all'; write it like 8"),
+    ],
+)
+def test_mistakes_of_a_worker_are_told(explicit: list[dict[str, Any]], told: str) -> None:
+    (problem,) = problems(explicit, ["0", "1"])
+    assert problem.startswith("one: clearml_agent_workers")
+    assert told in problem
+
+
+def test_gpus_that_are_not_there_or_are_cut_into_slices_are_told() -> None:
+    (problem,) = problems([], [], gpus=[0])
+    assert "clearml_agent_gpus has the GPU 0, but nvidia-smi lists no GPU at all" in problem
+    assert problems([], None, gpus=[0]) == [], "the driver comes later"
+    (problem,) = problems([], ["0", *SLICES])
+    assert "cut into slices" in problem
+    assert SLICES[0] in problem
+
+
 # --- secrets ---------------------------------------------------------------------------------------------------------
 
 
