@@ -28,10 +28,12 @@ WORKERS = [f"{node}-{gpu + 1}:gpu{gpu}" for node in NODES for gpu in range(4)]
 PROJECT = "tests/fleet"
 # Says which GPU it was given, and trains for a while.
 SCRIPT = """\
-import os, sys, time
+import time
 from clearml import Task
 task = Task.init(auto_connect_frameworks=False, auto_resource_monitoring=False)
-print("RAN", os.environ.get("NVIDIA_VISIBLE_DEVICES"), flush=True)
+# What Docker gave: the agent says "all" to the experiment itself.
+given = dict(line.split("=", 1) for line in open("/proc/1/environ").read().split("\\0") if line)
+print("RAN", given.get("NVIDIA_VISIBLE_DEVICES"), flush=True)
 for step in range(SECONDS):
     task.get_logger().report_scalar("progress", "step", step, step)
     print("STEP", step, flush=True)
@@ -362,6 +364,10 @@ def test_a_node_is_removed_and_added_while_others_train(
         said = limited(inventory, "nodes.yml", "gpu-02")
     assert sorted(workers(api)) == WORKERS
     assert "failed=0" in said
+    assert (
+        "New workers of lab-gpu-02: gpu-02-1, gpu-02-2, gpu-02-3, gpu-02-4; queues: gpu-02-1, gpu-02, all_gpus" in said
+    )
+    assert said.count("ok, by index") == 4
     again = submit(api, "on the new node", "gpu-02-4", 1)
     until("both are done", lambda: ended(api, task, again), 240)
     assert gpu_seen(api, again) == "3"
