@@ -47,7 +47,7 @@ def ask_nvidia_smi() -> list[dict[str, str]] | None:
     if program is None:
         return None
     command = [program, "--query-gpu=index,uuid,name", "--format=csv,noheader"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=SMI_TIMEOUT_SEC, check=False)  # noqa: S603
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SMI_TIMEOUT_SEC, check=False)
     said = (done.stdout + done.stderr).strip()
     if "No devices were found" in said:
         return []
