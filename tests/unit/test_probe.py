@@ -504,12 +504,15 @@ def test_a_busy_worker_is_reported_and_its_probe_withdrawn(site: Site) -> None:
     site.report("n-1", str(site("tasks.create", name="a training", type="training")["id"]))
     paused = site.add("n-2", "1")
     site("queues.update", queue=site.queues["n-2"], tags=["force_workers:off"])
-    result = site.probe(busy, paused, timeout=2)
+    drained = site.add("n-3", "2")
+    site("workers.register", worker="n-3:gpu2", queues=[site.queues["n-3"]], timeout=600, tags=["drained"])
+    result = site.probe(busy, paused, drained, timeout=2)
     assert not result.get("failed"), result
-    assert states(result) == {"n-1:gpu0": "waiting", "n-2:gpu1": "waiting"}
+    assert set(states(result).values()) == {"waiting"}
     assert [line.split("  ")[-1].strip() for line in result["summary"][1:]] == [
         "not probed: busy",
         "not probed: the queue n-2 is paused (tag force_workers:off)",
+        "not probed: drained",
     ]
     assert [task["name"] for task in site.tasks()] == ["a training"]
     assert site.waiting() == 0

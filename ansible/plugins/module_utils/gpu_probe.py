@@ -17,6 +17,8 @@ PROJECT = "Trainyard/probes"
 ENDED = ("completed", "published", "closed", "failed", "stopped")
 # The agent does not take from a queue with this tag.
 PAUSED = "force_workers:off"
+# Tags by which agents/worker.py says that it takes nothing.
+DRAINED = {"draining", "drained"}
 NO_GPU = (None, "", "none", "void")
 POLL_SEC = 1.0
 # A worker that has not reported for so long is gone.
@@ -94,6 +96,8 @@ class Probes:
             elif row["worker"] not in known:
                 name = row["worker"].split(":")[0].lower()
                 end(row, "failed", f"the server does not know it; look at: docker logs clearml-agent-{name}-agent-1")
+            elif DRAINED & set(known[row["worker"]].get("tags") or []):
+                end(row, "waiting", "not probed: drained")
             elif PAUSED in (queue.get("tags") or []):
                 end(row, "waiting", f"not probed: the queue {row['queue']} is paused (tag {PAUSED})")
             else:
@@ -105,10 +109,10 @@ class Probes:
             if row["task"]:
                 self._call("tasks.enqueue", {"task": row["task"], "queue": queues[row["queue"]]["id"]})
 
-    def _workers(self) -> dict[str, str]:
-        """Give what each worker runs, empty when it is free."""
+    def _workers(self) -> dict[str, Json]:
+        """Give the workers that the server knows, by id."""
         workers = self._call("workers.get_all", {"last_seen": LAST_SEEN_SEC}).get("workers") or []
-        return {worker["id"]: (worker.get("task") or {}).get("id") or "" for worker in workers}
+        return {worker["id"]: worker for worker in workers}
 
     def _create(self, worker: str, script: str, image: str) -> str:
         if not self._project:
@@ -150,7 +154,8 @@ class Probes:
             left = [row for task, row in own.items() if task not in ended]
             if not left:
                 return
-            busy |= {worker for worker, task in self._workers().items() if task and task not in own}
+            runs = {worker: (about.get("task") or {}).get("id") for worker, about in self._workers().items()}
+            busy |= {worker for worker, task in runs.items() if task and task not in own}
             if time.monotonic() >= deadline:
                 break
             time.sleep(POLL_SEC)
