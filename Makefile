@@ -148,6 +148,7 @@ audit: tools-dev ## the same tests of hosts as molecule's, against the live SITE
 bench: tools-dev ## print the benchmark tables (needs a deployed site)
 	@$(BIN)/python tests/bench/bench_lite.py
 	$(BIN)/python tests/bench/bench_start.py
+	$(BIN)/python tests/bench/bench_nodes.py
 
 .PHONY: idempotence
 idempotence: tools ## a second run of the playbook must change nothing
