@@ -1,10 +1,10 @@
-"""Measure what a fleet costs its operator: 16 simulated nodes of 4 workers each on this machine, with Ansible's own time.
+"""Measure what a fleet costs its operator: 16 simulated nodes of 4 workers each on this machine, in Ansible's time.
 
     .venv/bin/python tests/bench/bench_nodes.py [--nodes 16] [--json FILE]
 
-Needs the images of `make up` and root. A lite server of its own; each node is a host of the inventory with a folder of its
-own, all on this machine's Docker, whose agents are real and idle. Adding a node is `ansible-playbook ansible/workers.yml
--l NODE`; the modules of all nodes share this machine's processors, which nodes of their own would not.
+Needs the images of `make up` and root. A lite server of its own; each node is a host of the inventory with a folder of
+its own, all on this machine's Docker, whose agents are real and idle. Adding a node is `ansible-playbook
+ansible/workers.yml -l NODE`; the modules of all nodes share this machine's processors.
 """
 
 from __future__ import annotations
