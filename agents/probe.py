@@ -29,10 +29,13 @@ MEGABYTE = 1 << 20
 def visible() -> str | None:
     """Give what the container was started with, None when nothing was said.
 
-    Only the container's first process tells: the agent starts the experiment itself with NVIDIA_VISIBLE_DEVICES=all,
-    whatever the worker is pinned to. It asks Docker for that value too, so it may be there twice; Docker's own comes
-    last and counts.
+    The agent starts the experiment itself with NVIDIA_VISIBLE_DEVICES=all, whatever the worker is pinned to: this
+    site's clearml.conf keeps Docker's value in a variable of its own, and in a stock container the first process tells.
+    The agent asks Docker for "all" too, so it may be there twice; Docker's own comes last and counts.
     """
+    kept = os.environ.get("TRAINYARD_GPUS")
+    if kept:
+        return kept
     try:
         pairs = FIRST_PROCESS.read_bytes().split(b"\0")
     except OSError:  # the experiment does not run as root

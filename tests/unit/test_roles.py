@@ -514,7 +514,7 @@ def started(tmp_path: Path, *, knows_agent: bool) -> list[str]:
     python.write_text(
         "#!/bin/bash\n"
         f'[ "$1" = -c ] && exit {0 if knows_agent else 1}\n'
-        f'echo "$*|$NVIDIA_VISIBLE_DEVICES|$CLEARML_AGENT_SKIP_PYTHON_ENV_INSTALL'
+        f'echo "$*|$NVIDIA_VISIBLE_DEVICES|$TRAINYARD_GPUS|$CLEARML_AGENT_SKIP_PYTHON_ENV_INSTALL'
         f'|$CLEARML_AGENT_SKIP_PIP_VENV_INSTALL" >> {log}\n'
     )
     python.chmod(0o755)
@@ -534,22 +534,26 @@ def started(tmp_path: Path, *, knows_agent: bool) -> list[str]:
     )
     script = script.format(python="python3", mount_ssh_ro="/none", mount_ssh="/none", mount_git_ro="/none")
     script += "NVIDIA_VISIBLE_DEVICES=3 $LOCAL_PYTHON -u -m clearml_agent execute --id 1"
-    given = {"PATH": str(tmp_path), "CLEARML_AGENT_SKIP_PIP_VENV_INSTALL": str(python)}
+    given = {
+        "PATH": str(tmp_path),
+        "CLEARML_AGENT_SKIP_PIP_VENV_INSTALL": str(python),
+        "NVIDIA_VISIBLE_DEVICES": "7",
+    }
     subprocess.run(["/bin/bash", "-c", script], env=given, check=True, capture_output=True)
     # What rm would take depends on this machine's Pythons.
     return [line for line in log.read_text().splitlines() if "EXTERNALLY-MANAGED" not in line]
 
 
 def test_an_image_with_the_agent_starts_it_at_once(tmp_path: Path) -> None:
-    assert started(tmp_path, knows_agent=True) == [f"-u -m clearml_agent execute --id 1|3|1|{tmp_path}/python"]
+    assert started(tmp_path, knows_agent=True) == [f"-u -m clearml_agent execute --id 1|3|7|1|{tmp_path}/python"]
 
 
 def test_another_image_is_prepared_the_stock_way(tmp_path: Path) -> None:
     assert started(tmp_path, knows_agent=False) == [
-        "-m pip --version|||",
-        "-m pip install -U pip|||",
-        "-m pip install -U clearml-agent|||",
-        "-u -m clearml_agent execute --id 1|3||",
+        "-m pip --version|7|7||",
+        "-m pip install -U pip|7|7||",
+        "-m pip install -U clearml-agent|7|7||",
+        "-u -m clearml_agent execute --id 1|3|7||",
     ]
 
 
