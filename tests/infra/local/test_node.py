@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,10 @@ def test_its_credentials_are_in_a_file_for_root_alone(
 ) -> None:
     assert host.run_expect([0], f"{root}stat -c '%a %u' /opt/clearml/agent/clearml.conf").stdout.split() == ["600", "0"]
     seen = json.dumps(workers) + host.run_expect([0], "ps -eo args --no-headers").stdout
-    secrets = secrets_of(variables)
-    assert any("agent_credentials" in name for name in secrets)
-    for name, secret in secrets.items():
+    config = host.run_expect([0], f"{root}cat /opt/clearml/agent/clearml.conf").stdout
+    own = dict(re.findall(r'(access_key|secret_key): "([^"]+)"', config))
+    assert len(own) == 2, "the node has an account of its own"
+    for name, secret in {**secrets_of(variables), **own}.items():
         assert secret not in seen, name
 
 
