@@ -252,8 +252,16 @@ class Platform:
         with self.server.login() as session:
             yield session
 
-    def add_worker(self, name: str, *queues: str, **settings: str) -> Worker:
-        """Start a worker that serves these queues, in this order; ``settings`` are lines of its env file."""
+    def add_worker(self, name: str, *queues: str, config: dict[str, object] | None = None, **settings: str) -> Worker:
+        """Start a worker that serves these queues, in this order.
+
+        ``config`` are variables of its clearml.conf that differ from the other workers', ``settings``
+        lines of its env file.
+        """
+        path = self._agent_config
+        if config:
+            path = self.folder / f"{name}.conf"
+            path.write_text(self._render_agent_config(**config))
         with self.api() as api:
             for queue in queues:
                 queue_id(api, queue)
@@ -262,7 +270,7 @@ class Platform:
             list(queues),
             self.folder,
             self.server.urls["api"],
-            self._agent_config,
+            path,
             self.cache,
             settings,
         )
@@ -301,30 +309,31 @@ class Platform:
         parts += [f"----- worker {worker.name}\n{worker.logs()}" for worker in self.workers]
         return "\n".join(parts)
 
-    def _render_agent_config(self) -> str:
+    def _render_agent_config(self, **changes: object) -> str:
         environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
         environment.filters["to_json"] = json.dumps
         template = environment.from_string((ROOT / "agents" / "clearml.conf.j2").read_text())
         urls = self.server.urls
         mounts = ["-v", f"{self.repositories}:{self.repositories}:ro", "-v", f"{self.runs}:{self.runs}"]
-        return template.render(
-            clearml_agent_api_url=urls["api"],
-            clearml_agent_web_url=urls["web"],
-            clearml_agent_files_url=urls["files"],
-            clearml_agent_access_key=self.server.key,
-            clearml_agent_secret_key=self.server.secret,
-            clearml_agent_disable_ssh_mount=True,
-            clearml_agent_git_user="",
-            clearml_agent_git_token="",
-            clearml_agent_git_ssh_key="",
-            clearml_agent_task_python="/usr/bin/python3",
-            clearml_agent_extra_index_urls=[],
-            clearml_agent_default_docker_image=TASK_IMAGE,
-            clearml_agent_default_docker_arguments=[],
-            clearml_agent_docker_args_filters=["^-e$"],
-            clearml_agent_forbidden_docker_args=["entrypoint", "privileged"],
-            __clearml_agent_task_arguments=["--network=bridge", *mounts],
-        )
+        values = {
+            "clearml_agent_api_url": urls["api"],
+            "clearml_agent_web_url": urls["web"],
+            "clearml_agent_files_url": urls["files"],
+            "clearml_agent_access_key": self.server.key,
+            "clearml_agent_secret_key": self.server.secret,
+            "clearml_agent_disable_ssh_mount": True,
+            "clearml_agent_git_user": "",
+            "clearml_agent_git_token": "",
+            "clearml_agent_git_ssh_key": "",
+            "clearml_agent_task_python": "/usr/bin/python3",
+            "clearml_agent_extra_index_urls": [],
+            "clearml_agent_default_docker_image": TASK_IMAGE,
+            "clearml_agent_default_docker_arguments": [],
+            "clearml_agent_docker_args_filters": ["^-e$"],
+            "clearml_agent_forbidden_docker_args": ["entrypoint", "privileged"],
+            "__clearml_agent_task_arguments": ["--network=bridge", *mounts],
+        }
+        return template.render(values | changes)
 
 
 # ---------------------------------------------------------------- experiments

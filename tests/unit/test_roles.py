@@ -417,6 +417,29 @@ def test_mistakes_of_the_official_flavor_are_told(site: Site, variables: dict[st
     assert "1short" not in said
 
 
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        (
+            {"user": "bot", "token": "hush-4711", "ssh_key": "PRIVATE KEY----- hush-4711", "known_hosts": "h"},
+            "one: clearml_agent_git_token and clearml_agent_git_ssh_key are both set",
+        ),
+        ({"token": "hush-4711"}, "one: clearml_agent_git_user and clearml_agent_git_token belong together"),
+        (
+            {"ssh_key": "~/.ssh/hush-4711", "known_hosts": "h"},
+            "one: clearml_agent_git_ssh_key (value hidden) is no private",
+        ),
+        ({"ssh_key": "-----BEGIN OPENSSH PRIVATE KEY----- hush-4711"}, "one: clearml_agent_git_known_hosts is empty"),
+    ],
+)
+def test_half_a_way_to_the_repositories_is_refused(site: Site, variables: dict[str, Any], told: str) -> None:
+    site.variables = {f"clearml_agent_git_{name}": value for name, value in variables.items()}
+    code, said = site.preflight()
+    assert code != 0
+    assert told in said
+    assert "hush-4711" not in said
+
+
 def test_images_of_a_mirror_and_by_digest_are_the_sets_own(site: Site, tmp_path: Path) -> None:
     good = {f"clearml_server_{name}_password": "a" * 20 for name in ("mongo", "elasticsearch", "redis")}
     images = {"mongo": "mirror.x.org:5000/mongo:7.0.22", "redis": "redis@sha256:" + "0" * 64}
