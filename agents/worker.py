@@ -15,6 +15,9 @@ settling
 refusal
     An experiment that asks for arguments of docker run that the site does not allow fails, and its console says why.
     clearml-agent leaves them out in silence.
+image
+    Which image an experiment really ran in, by its id and digest, is noted in its runtime properties; one that asks
+    for an image by these (`clearml-client reproduce` does) is refused where the name means another image by now.
 services
     With a limit, no more experiments at once; clearml-agent asks an API for it that the open server does not have.
 
@@ -64,6 +67,9 @@ TASK_ARGUMENTS = shlex.split(os.environ.get("TRAINYARD_TASK_ARGUMENTS", ""))
 CONTAINER_NAME = re.compile(r"clearml-id-([0-9a-f]{32})-")
 # The container was killed (SIGKILL, SIGTERM), or its host went down under it (255).
 KILLED = {137, 143, 255}
+# Runtime properties of an experiment: the image that it ran in, and the id of the one that it must run in.
+IMAGE, IMAGE_ID, IMAGE_DIGEST = "trainyard_image", "trainyard_image_id", "trainyard_image_digest"
+IMAGE_WANTED = "trainyard_image_wanted"
 LOOK_SECONDS = 2.0
 OWNER_LOOK_SECONDS = 30.0
 
@@ -78,6 +84,8 @@ class Current:
     taken: bool = False
     """Another worker runs the experiment now: its status is none of ours any more."""
     interrupted: bool = False
+    noted: str = ""
+    """The experiment whose image the server knows."""
 
 
 def docker(*words: str) -> str:
@@ -177,6 +185,17 @@ def recorded() -> dict[str, str]:
         return {}
 
 
+def note_image(worker: upstream.Worker, task: str) -> None:
+    """Note in which image an experiment runs: its name may mean another one tomorrow."""
+    for container, found in containers(worker, running=True):
+        if found == task:
+            name, image = docker("inspect", "--format", "{{.Config.Image}} {{.Image}}", container).split()
+            digests = json.loads(docker("image", "inspect", "--format", "{{json .RepoDigests}}", image))
+            values = {IMAGE: name, IMAGE_ID: image, IMAGE_DIGEST: digests[0] if digests else ""}
+            call(worker, "tasks", "edit_runtime", task=task, force=True, add_or_update=values, remove=[])
+            Current.noted = task
+
+
 def watch() -> None:
     """Look after the running experiment, beside clearml-agent's own loop: drain wishes, and who owns it."""
     looked = time.monotonic()
@@ -188,6 +207,8 @@ def watch() -> None:
             continue
         try:
             show(worker, *(["draining"] if DRAIN.exists() else []))
+            if Current.noted != task:
+                note_image(worker, task)
             if time.monotonic() - looked < OWNER_LOOK_SECONDS:
                 continue
             looked = time.monotonic()
@@ -390,7 +411,7 @@ class Worker(upstream.Worker):  # type: ignore[misc]
 
     def run_one_task(self, queue: str, task_id: str, *words: Any, **options: Any) -> int | None:
         """Run an experiment that was pulled, in a container that outlives this process."""
-        if self.refuse(task_id):
+        if self.refuse(task_id) or self.refuse_image(task_id):
             RECORD.unlink(missing_ok=True)
             return None
         if self._services_mode:
@@ -419,17 +440,32 @@ class Worker(upstream.Worker):  # type: ignore[misc]
             f"which this site does not allow. Allowed are arguments like {patterns}. Take it out of the experiment's "
             "container arguments and enqueue it again, or ask who runs the site (clearml_agent_docker_args_filters)."
         )
-        self.send_logs(task, [message + "\n"], level="ERROR")
-        call(
-            self,
-            "tasks",
-            "failed",
-            task=task,
-            force=True,
-            status_reason="docker arguments refused",
-            status_message=message,
-        )
+        self.fail(task, "docker arguments refused", message)
         return True
+
+    def refuse_image(self, task: str) -> bool:
+        """Fail an experiment that wants an image of which this node has another build under the same name."""
+        wanted = (call(self, "tasks", "get_by_id", task=task)["task"].get("runtime") or {}).get(IMAGE_WANTED)
+        image = upstream.get_task_container(self._session, task).get("image") or self._docker_image
+        if not wanted or not image:
+            return False
+        try:
+            here = docker("image", "inspect", "--format", "{{.Id}}", image).strip()
+        except subprocess.CalledProcessError:
+            return False  # not here yet: Docker pulls it, and says what it cannot
+        if here == wanted:
+            return False
+        message = (
+            f"Worker {self.worker_id} refuses this experiment: it must run in the build {wanted} of the image {image}, "
+            f"and this node has {here}. Put the old build back (docker pull or docker load), or run a plain clone."
+        )
+        self.fail(task, "another image", message)
+        return True
+
+    def fail(self, task: str, reason: str, message: str) -> None:
+        """Let an experiment that never ran fail, with a message that its owner reads in the console."""
+        self.send_logs(task, [message + "\n"], level="ERROR")
+        call(self, "tasks", "failed", task=task, force=True, status_reason=reason, status_message=message)
 
     def handle_task_termination(self, task_id: str, *words: Any, **options: Any) -> None:
         """Tell the server how an experiment ended, unless another worker runs it now."""

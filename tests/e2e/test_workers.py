@@ -161,6 +161,24 @@ def test_an_experiment_that_asks_for_the_host_is_refused_and_told_why(
     assert worker.experiments() == []
 
 
+def test_an_experiment_notes_its_image_and_another_build_of_it_is_refused(
+    api: ClearmlApi, worker: Worker, digits: str
+) -> None:
+    build = run("docker", "image", "inspect", "--format", "{{.Id}}", TASK_IMAGE).strip()
+    first = start(api, digits, "notes its image")
+    wait_for("its image is noted", lambda: get(api, first).get("runtime", {}).get("trainyard_image_id") == build, 30)
+    assert get(api, first)["runtime"]["trainyard_image"] == TASK_IMAGE
+    api.call("tasks.stop", task=first, force=False)
+    wait_for("its container is gone", lambda: not worker.experiments(), 60)
+
+    second = create(api, "wants another build", digits, "train.py")
+    other = "sha256:" + "0" * 64
+    api.call("tasks.edit_runtime", task=second, add_or_update={"trainyard_image_wanted": other}, remove=[], force=True)
+    enqueue(api, second, QUEUE)
+    wait_for("it has failed", lambda: get(api, second)["status"] == "failed", 60)
+    assert f"must run in the build {other} of the image {TASK_IMAGE}, and this node has {build}" in console(api, second)
+
+
 def test_an_interrupt_stops_the_experiment_and_the_worker(api: ClearmlApi, worker: Worker, digits: str) -> None:
     task = start(api, digits, "interrupted")
     (container,) = worker.compose("ps", "--quiet").split()
