@@ -72,6 +72,8 @@ IMAGE, IMAGE_ID, IMAGE_DIGEST = "trainyard_image", "trainyard_image_id", "trainy
 IMAGE_WANTED = "trainyard_image_wanted"
 LOOK_SECONDS = 2.0
 OWNER_LOOK_SECONDS = 30.0
+# From which silence on the daemon has another socket by now.
+DAEMON_SECONDS = 30.0
 
 
 class Current:
@@ -322,6 +324,22 @@ def adopt(worker: upstream.Worker, queues: list[str], container: str, task: str,
     worker.report_monitor(ResourceMonitor.StatusReport(queues=queues))
 
 
+def lost(worker: upstream.Worker, task: str, status: int) -> bool:
+    """Tell whether it was not the experiment that ended with this status but the Docker client that showed it."""
+    deadline = time.monotonic() + DAEMON_SECONDS
+    while True:
+        try:
+            for container, found in containers(worker):
+                if found == task:
+                    state = json.loads(docker("inspect", "--format", "{{json .State}}", container))
+                    return bool(state["Running"] or state["ExitCode"] != status)
+            return False
+        except subprocess.SubprocessError:  # the daemon does not answer
+            if time.monotonic() > deadline:
+                return True
+            time.sleep(1)
+
+
 def finish(worker: upstream.Worker, container: str, task: str, status: int) -> None:
     """Bring an experiment to the end that it had while no worker looked."""
     print(f"experiment {task} ended while the worker was away, with status {status}")
@@ -467,10 +485,15 @@ class Worker(upstream.Worker):  # type: ignore[misc]
         self.send_logs(task, [message + "\n"], level="ERROR")
         call(self, "tasks", "failed", task=task, force=True, status_reason=reason, status_message=message)
 
-    def handle_task_termination(self, task_id: str, *words: Any, **options: Any) -> None:
-        """Tell the server how an experiment ended, unless another worker runs it now."""
-        if not (Current.taken and task_id == Current.task):
-            super().handle_task_termination(task_id, *words, **options)
+    def handle_task_termination(self, task_id: str, exit_code: int, stop_reason: Any, **options: Any) -> None:
+        """Tell the server how an experiment ended, unless another worker runs it now, or it has not ended at all."""
+        if task_id == Current.task:
+            if Current.taken:
+                return
+            if stop_reason == upstream.TaskStopReason.no_stop and exit_code and lost(self, task_id, exit_code):
+                print(f"Docker went away under experiment {task_id}: the worker starts anew, with it", flush=True)
+                os._exit(1)  # Docker starts it again, with the socket of today; settle_leftovers does the rest
+        super().handle_task_termination(task_id, exit_code, stop_reason, **options)
 
 
 def main() -> int:
