@@ -2,38 +2,57 @@
 
 from __future__ import annotations
 
+import argparse
+import atexit
+import difflib
 import os
-from typing import Optional, Sequence, Union
+import sys
+from typing import Any, Callable, List, Optional, Sequence, Union
 
 from clearml import Task
 from clearml.backend_api.session.defs import MissingConfigError
 from clearml.backend_api.session.session import LoginError
+from clearml.binding.args import get_argparser_last_args
 
+from . import _distributed
+from ._config import Settings, image_for, load, script_folder
 from ._errors import ClearmlClientError
+from ._git import reasons_not_reproducible
+from ._logging import calm_progress_bars, install_handler
 from ._offline import make_models_storable
 
-__all__ = ["PROJECT_VARIABLE", "init_clearml"]
+__all__ = ["PROJECT_VARIABLE", "QUEUE_VARIABLE", "init_clearml"]
 
 PROJECT_VARIABLE = "CLEARML_PROJECT"
+QUEUE_VARIABLE = "CLEARML_QUEUE"
 
 
 def init_clearml(
     task_name: str,
     *,
     project: Optional[str] = None,
+    queue: Optional[str] = None,
+    image: Optional[str] = None,
+    kind: Optional[str] = None,
     tags: Sequence[str] = (),
     output_uri: Union[bool, str] = True,
 ) -> Task:
-    """Register this run as an experiment and return its ClearML task.
+    """Register this run as an experiment, and return its ClearML task.
 
-    Call it before the script parses its arguments, so that they become hyperparameters.
-    In a queue, the agent has already created the experiment: its project, name, parameters and
-    output destination hold, and this call only attaches to it.
+    With a queue, the run goes there and this process ends: at once, or, when there are arguments that the script has
+    still to parse by argparse, as soon as it has. Without one it runs here. In a queue the agent has already created
+    the experiment: its project, name, parameters and image hold, and this call only attaches to it.
+
+    Of several processes that one launcher started (``torchrun``), rank 0 registers the experiment and the others join.
 
     Args:
         task_name: Name of the experiment, such as ``"digits"``. Several experiments may share one.
-        project: Path of the project, by convention ``<team>/<kind>`` (``"perception/training"``).
-            Without it, the environment variable ``CLEARML_PROJECT`` names it.
+        project: Path of the project. By convention it is ``<team>/<kind>`` of ``[tool.clearml_client]`` in
+            ``pyproject.toml``; the environment variable ``CLEARML_PROJECT`` names it too.
+        queue: Queue to run in. Without it ``CLEARML_QUEUE`` and ``[tool.clearml_client]`` name one, or none.
+        image: Image to run in, in a queue. Without it ``[tool.clearml_client]`` or the site name one for the
+            repository's Python version.
+        kind: What the run is, the second part of the project: ``training``, ``hpo``, ...
         tags: Labels to find the experiment by.
         output_uri: Where models and checkpoints go: ``True`` for the site's file server, a URL for
             another store, ``False`` to leave them on this machine.
@@ -42,20 +61,53 @@ def init_clearml(
         The task. A new run is always a new experiment: none is overwritten.
 
     Raises:
-        ClearmlClientError: The name or the project is missing or malformed, ClearML is not configured
-            on this machine, or the server refuses the keys.
+        ClearmlClientError: A name, the project or the queue is missing, malformed or unknown, the code cannot be
+            reproduced in a queue, ClearML is not configured on this machine, or the server refuses the keys.
+            Nothing has been registered then.
     """
     remote = not Task.running_locally()
     name = _checked_name(task_name)
     labels = _checked_tags(tags)
-    project_name = _checked_project(project, needed=not remote)
+    settings = load()
+    project_name = _checked_project(project, kind, settings, needed=not remote)
+    rank = _distributed.current_rank()
+    earlier: Optional[Task] = Task.current_task()
+    if earlier is not None and not remote:
+        _say("ClearML was used before init_clearml: this run stays the experiment {!r} ({})", earlier.name, earlier.id)
+        return earlier
+    if rank is not None and rank.rank > 0:
+        _distributed.join(rank, None if not remote else os.environ.get("CLEARML_TASK_ID"))
+    elif not remote:
+        queue = _chosen_queue(queue, settings)
+        _check_reproducible(queue)
+    calm_progress_bars()
+    task = _registered(project_name, name, labels, output_uri)
+    if task.is_offline():
+        make_models_storable()
+    if remote and output_uri is not False and not task.output_uri:
+        # The SDK ignores output_uri in a queue; without this an experiment that was created on the
+        # server would leave its weights in the agent's container, which is deleted afterwards.
+        task.output_uri = output_uri  # type: ignore[misc,assignment]  # the SDK's annotations miss the setter
+    if rank is not None:
+        # Above the SDK, which reads what is printed: the console tab has the labels too.
+        _distributed.label_output(rank)
+        if rank.rank == 0:
+            _distributed.share(rank, task.id)
+    if rank is None or rank.rank == 0:
+        _tell_where(task, remote=remote, queue=None if remote else queue)
+    install_handler(task)
+    if queue and not remote and not task.is_offline() and (rank is None or rank.rank == 0):
+        _send(task, queue, image or image_for(settings))
+    return task
+
+
+def _registered(project: Optional[str], name: str, tags: Sequence[str], output_uri: Union[bool, str]) -> Task:
+    # The SDK looks for the repository in a thread and forks beside it. Where the fork comes while git is being started,
+    # it inherits a pipe of it; then the thread waits for ever, and so does the end of the run. Seen with SDK 2.1.12.
+    Task._Task__detect_repo_async = False  # type: ignore[attr-defined]  # its private name
     try:
         task: Task = Task.init(
-            project_name=project_name,
-            task_name=name,
-            tags=labels,
-            reuse_last_task_id=False,
-            output_uri=output_uri,
+            project_name=project, task_name=name, tags=tags, reuse_last_task_id=False, output_uri=output_uri
         )
     except MissingConfigError as error:
         raise ClearmlClientError(
@@ -65,13 +117,129 @@ def init_clearml(
         ) from error
     except LoginError as error:
         raise ClearmlClientError("the ClearML server refused the keys of this machine: {}".format(error)) from error
-    if task.is_offline():
-        make_models_storable()
-    if remote and output_uri is not False and not task.output_uri:
-        # The SDK ignores output_uri in a queue; without this an experiment that was created on the
-        # server would leave its weights in the agent's container, which is deleted afterwards.
-        task.output_uri = output_uri  # type: ignore[misc,assignment]  # the SDK's annotations miss the setter
     return task
+
+
+# ---------------------------------------------------------------- to a queue
+
+
+def _chosen_queue(given: Optional[str], settings: Settings) -> Optional[str]:
+    """Return the queue that the run goes to, once it is known to be there."""
+    name = given if given is not None else (os.environ.get(QUEUE_VARIABLE) or settings.queue)
+    if not name:
+        return None
+    if Task.is_offline():
+        _say("offline: the run does not go to the queue {!r}", name)
+        return None
+    names = _queue_names()
+    if name in names:
+        return name
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    raise ClearmlClientError(
+        "no queue {!r} on the server; {}".format(
+            name,
+            "did you mean {}?".format(" or ".join(near)) if near else "there is {}".format(", ".join(names) or "none"),
+        )
+    )
+
+
+def _queue_names() -> List[str]:
+    from ._lookup import call
+
+    try:
+        return sorted(str(queue["name"]) for queue in call("queues", "get_all", only_fields=["name"])["queues"])
+    except MissingConfigError as error:
+        raise ClearmlClientError("ClearML is not configured on this machine: a queue cannot be asked for") from error
+
+
+def _check_reproducible(queue: Optional[str]) -> None:
+    """Refuse code that an agent could not run; warn of it where the run stays here."""
+    reasons = reasons_not_reproducible(script_folder())
+    if not reasons:
+        return
+    if queue:
+        raise ClearmlClientError(
+            "the run cannot go to the queue {!r}, agents could not run this code:\n- {}".format(
+                queue, "\n- ".join(reasons)
+            )
+        )
+    _say("this run cannot be reproduced from git: {}", "; ".join(reasons))
+
+
+def _send(task: Task, queue: str, image: Optional[str]) -> None:
+    """Hand the run over: now, or when the script has parsed its arguments."""
+    if image:
+        task.set_base_docker(docker_image=image)
+    if len(sys.argv) < 2 or get_argparser_last_args() or _parsed_otherwise():
+        task.execute_remotely(queue_name=queue)
+        return
+    _after_parsing(lambda: task.execute_remotely(queue_name=queue))
+    _say("the run goes to the queue {!r} as soon as its arguments are parsed", queue)
+
+
+def _parsed_otherwise() -> bool:
+    """Tell whether click (Typer) or Hydra has parsed the command line already."""
+    click = sys.modules.get("click")
+    if click is not None and click.get_current_context(silent=True) is not None:
+        return True
+    hydra = sys.modules.get("hydra.core.hydra_config")
+    return hydra is not None and bool(hydra.HydraConfig.initialized())
+
+
+def _after_parsing(hand_over: Callable[[], Any]) -> None:
+    """Call something when argparse has parsed the command line; it does not come back.
+
+    Until then the SDK does not know the arguments, and an agent would run the script without them.
+    """
+    state = {"depth": 0}
+
+    def wrapped(original: Callable[..., Any]) -> Callable[..., Any]:
+        def parse(self: argparse.ArgumentParser, args: Any = None, namespace: Any = None) -> Any:
+            state["depth"] += 1
+            try:
+                parsed = original(self, args, namespace)
+            finally:
+                state["depth"] -= 1
+            if state["depth"] == 0 and args is None:
+                atexit.unregister(warn)
+                hand_over()
+            return parsed
+
+        return parse
+
+    def warn() -> None:
+        _say("this run stayed here: its arguments were not parsed by argparse; call init_clearml after they are parsed")
+
+    for method in ("parse_args", "parse_known_args"):
+        setattr(argparse.ArgumentParser, method, wrapped(getattr(argparse.ArgumentParser, method)))
+    atexit.register(warn)
+
+
+# ---------------------------------------------------------------- words
+
+
+def _tell_where(task: Task, *, remote: bool, queue: Optional[str]) -> None:
+    """Say in one line where this run is."""
+    if task.is_offline():
+        _say(
+            "offline: experiment {!r} is kept on this machine, clearml-task --import-offline-session sends it",
+            task.name,
+        )
+        return
+    page = task.get_output_log_web_page()
+    if remote:
+        _say("in the queue: experiment {!r}, {}", task.name, page)
+    elif queue:
+        _say("to the queue {!r}: experiment {!r}, {}", queue, task.name, page)
+    else:
+        _say("on this machine: experiment {!r}, {}", task.name, page)
+
+
+def _say(text: str, *values: object) -> None:
+    print("clearml_client: {}".format(text.format(*values)), file=sys.stderr, flush=True)
+
+
+# ---------------------------------------------------------------- what was given
 
 
 def _checked_name(task_name: str) -> str:
@@ -89,12 +257,15 @@ def _checked_tags(tags: Sequence[str]) -> Sequence[str]:
     return list(tags)
 
 
-def _checked_project(project: Optional[str], *, needed: bool) -> Optional[str]:
-    chosen = project if project is not None else os.environ.get(PROJECT_VARIABLE) or None
+def _checked_project(project: Optional[str], kind: Optional[str], settings: Settings, *, needed: bool) -> Optional[str]:
+    chosen = project if project is not None else os.environ.get(PROJECT_VARIABLE) or settings.project
+    if chosen is None and settings.team:
+        chosen = "{}/{}".format(settings.team, kind or settings.kind)
     if chosen is None:
         if needed:
             raise ClearmlClientError(
-                "no project: pass project='<team>/<kind>' to init_clearml, such as 'perception/training', "
+                "no project: write team = 'perception' under [tool.clearml_client] in the repository's pyproject.toml, "
+                "pass project='<team>/<kind>' to init_clearml, such as 'perception/training', "
                 "or set {}".format(PROJECT_VARIABLE)
             )
         return None

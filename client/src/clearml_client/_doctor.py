@@ -1,0 +1,218 @@
+"""Whether this machine can train with the site: what ``clearml-client doctor`` looks at."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+import requests
+
+from ._errors import ClearmlClientError
+
+__all__ = ["Finding", "examine"]
+
+FREE_BYTES = 10 * 1024**3
+"""Less free space than this in a cache is worth a word."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    subject: str
+    state: str
+    """``ok``, ``warning`` or ``bad``: nothing will work before it is mended."""
+    told: str
+
+
+def examine() -> List[Finding]:
+    """Look at configuration, keys, files, queue, image, cache and git, in this order.
+
+    What needs something that is bad is left out: without a configuration there are no keys to try.
+    """
+    found = [_configuration()]
+    if found[0].state != "bad":
+        found.append(_keys())
+        if found[-1].state != "bad":
+            found += [_files(), *_queue_and_image()]
+    return [*found, *_caches(), *_git()]
+
+
+def _configuration() -> Finding:
+    from clearml.backend_api import Session
+    from clearml.backend_config.defs import get_config_file
+
+    if os.environ.get("CLEARML_OFFLINE_MODE", "0") not in ("", "0"):
+        return Finding("configuration", "warning", "CLEARML_OFFLINE_MODE is set: nothing reaches the server")
+    path = Path(get_config_file()).expanduser()
+    host = Session.get_api_server_host()
+    if not path.exists() and not os.environ.get("CLEARML_API_HOST"):
+        return Finding(
+            "configuration",
+            "bad",
+            "no {}: put the clearml.conf there that the site's operator made for you, or set CLEARML_API_HOST, "
+            "CLEARML_API_ACCESS_KEY and CLEARML_API_SECRET_KEY".format(path),
+        )
+    where = str(path) if path.exists() else "the environment"
+    return Finding("configuration", "ok", "{} names {}".format(where, host))
+
+
+def _keys() -> Finding:
+    from clearml.backend_api import Session
+
+    host = Session.get_api_server_host()
+    started = time.monotonic()
+    try:
+        # The SDK tries for minutes; somebody who looks for a mistake wants to know now.
+        requests.get("{}/debug.ping".format(host), timeout=10, verify=_verify()).raise_for_status()
+    except requests.RequestException as error:
+        return Finding("keys", "bad", "{} does not answer: {}".format(host, error))
+    took = (time.monotonic() - started) * 1000
+    try:
+        user = _ask("users", "get_current_user")["user"]
+    except Exception as error:  # the SDK raises whatever the layer that failed does
+        return Finding("keys", "bad", "{} refuses the keys of this machine: {}".format(host, error))
+    return Finding("keys", "ok", "you are {} ({:.0f} ms to {})".format(user.get("name"), took, host))
+
+
+def _files() -> Finding:
+    from clearml.backend_api import Session
+
+    host = Session.get_files_server_host()
+    try:
+        answer = requests.get(host, timeout=10, verify=_verify())
+    except requests.RequestException as error:
+        return Finding("files", "bad", "{} does not answer, artifacts cannot be kept: {}".format(host, error))
+    state = "bad" if answer.status_code >= 500 else "ok"
+    return Finding("files", state, "{} answers with {}".format(host, answer.status_code))
+
+
+def _queue_and_image() -> List[Finding]:
+    queues = {str(queue["name"]): str(queue["id"]) for queue in _ask("queues", "get_all")["queues"]}
+    served = _served()
+    settings, problem = _settings()
+    if problem is not None:
+        return [problem]
+    found = []
+    queue = os.environ.get("CLEARML_QUEUE") or settings.get("queue")
+    if not queue:
+        open_queues = sorted(name for name in queues if name in served)
+        found.append(
+            Finding(
+                "queue", "ok", "none is chosen, scripts run here; served: {}".format(", ".join(open_queues) or "none")
+            )
+        )
+    elif queue not in queues:
+        found.append(
+            Finding("queue", "bad", "no queue {!r}; there is {}".format(queue, ", ".join(sorted(queues)) or "none"))
+        )
+    elif queue not in served:
+        found.append(Finding("queue", "warning", "{} is there, and no worker serves it now".format(queue)))
+    else:
+        found.append(Finding("queue", "ok", "{}, served by {}".format(queue, ", ".join(served[queue]))))
+    image = settings.get("image") or os.environ.get("CLEARML_CLIENT_IMAGE")
+    found.append(Finding("image", "ok", str(image) if image else "the queue's default image"))
+    return found
+
+
+def _served() -> Dict[str, List[str]]:
+    """Return the workers of each queue that has some."""
+    served: Dict[str, List[str]] = {}
+    for worker in _ask("workers", "get_all", last_seen=60)["workers"]:
+        for queue in worker.get("queues") or []:
+            served.setdefault(str(queue.get("name")), []).append(str(worker["id"]))
+    return served
+
+
+def _settings() -> Tuple[Dict[str, Any], Optional[Finding]]:
+    """Return what the repository's pyproject.toml says, or what is wrong with it."""
+    from ._config import load
+
+    try:
+        return dict(vars(load())), None
+    except ClearmlClientError as error:
+        return {}, Finding("pyproject.toml", "bad", str(error))
+
+
+def _caches() -> List[Finding]:
+    from ._cache import cache_root
+
+    found = []
+    for subject, path in (("cache", Path(cache_root())), ("DVC cache", Path("/dvc_cache"))):
+        if subject == "DVC cache" and not path.exists():
+            found.append(Finding(subject, "ok", "this machine shares none ({} is not there)".format(path)))
+            continue
+        folder = path
+        while not folder.exists():
+            folder = folder.parent
+        free = shutil.disk_usage(str(folder)).free
+        if not os.access(str(folder), os.W_OK):
+            told = "{} is not yours to write: join its group ({})".format(folder, _group_of(folder))
+            found.append(Finding(subject, "bad", told))
+        elif free < FREE_BYTES:
+            found.append(Finding(subject, "warning", "{} has {:.1f} GB left".format(path, free / 1e9)))
+        else:
+            found.append(Finding(subject, "ok", "{}, {:.0f} GB left".format(path, free / 1e9)))
+    return found
+
+
+def _group_of(folder: Path) -> str:
+    try:
+        return folder.group()
+    except KeyError:
+        return str(folder.stat().st_gid)
+
+
+def _git() -> List[Finding]:
+    if shutil.which("git") is None:
+        return [Finding("git", "bad", "there is no git on this machine: install it")]
+    if _run("rev-parse", "--show-toplevel") is None:
+        return [
+            Finding("git", "warning", "{} is in no repository: scripts here cannot run in a queue".format(Path.cwd()))
+        ]
+    remote = _run("remote", "get-url", "origin") or ""
+    if not remote:
+        return [Finding("git", "warning", "the repository has no remote 'origin' that nodes could fetch from")]
+    if _run("ls-remote", "--exit-code", "origin", "HEAD") is None:
+        return [Finding("git", "bad", "{} cannot be read: try `git ls-remote origin`".format(remote))]
+    head = _run("rev-parse", "HEAD") or ""
+    if not _run("branch", "--remotes", "--contains", head):
+        return [Finding("git", "warning", "commit {} is not pushed: push it before a run in a queue".format(head[:12]))]
+    return [Finding("git", "ok", "{}, commit {} is there".format(remote, head[:12]))]
+
+
+def _run(*words: str) -> Optional[str]:
+    """Run git here; return what it said, ``None`` when it failed."""
+    environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}
+    environment.setdefault("GIT_SSH_COMMAND", "ssh -o BatchMode=yes")
+    try:
+        done = subprocess.run(
+            ["git", *words],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            universal_newlines=True,
+            timeout=60,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _ask(service: str, action: str, **arguments: Any) -> Dict[str, Any]:
+    from ._lookup import call
+
+    return call(service, action, **arguments)
+
+
+def _verify() -> "bool | str":
+    from clearml.config import config
+
+    value = config.get("api.verify_certificate", True)
+    return value if isinstance(value, (bool, str)) else True

@@ -1,0 +1,126 @@
+"""What every store of datasets can do, and how it answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Protocol, Sequence
+
+from .packs import Progress
+
+__all__ = ["Change", "Difference", "Problem", "Row", "Store", "Tree", "Version"]
+
+
+class Version(NamedTuple):
+    """A version of a dataset."""
+
+    name: str
+    version: str
+    id: str
+    tags: List[str]
+    status: str  # "completed", "published", or "unfinished" for what is not whole
+    created: str  # ISO 8601, by the server's clock
+    files: Optional[int]
+    bytes: Optional[int]
+    comment: str
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.version}"
+
+
+class Row(NamedTuple):
+    """A line of a listing: a folder with what is below it, or a file."""
+
+    path: str
+    folder: bool
+    files: int
+    bytes: int
+
+
+class Tree(NamedTuple):
+    """A page of a listing."""
+
+    version: Version
+    metadata: Dict[str, Any]
+    files: int  # of the whole version
+    bytes: int
+    rows: List[Row]
+    total: int  # rows of all pages
+
+
+class Change(NamedTuple):
+    """A file that two versions do not have in common."""
+
+    path: str
+    kind: str  # "added", "removed" or "changed"
+    before: Optional[int]  # bytes
+    after: Optional[int]
+
+
+class Difference(NamedTuple):
+    """What lies between two versions."""
+
+    before: Version
+    after: Version
+    changes: List[Change]
+
+    def of(self, kind: str) -> List[Change]:
+        """Return the changes of one kind."""
+        return [change for change in self.changes if change.kind == kind]
+
+
+class Problem(NamedTuple):
+    """What a check found wrong with a file or a pack."""
+
+    path: str
+    text: str
+
+
+class Store(Protocol):
+    """A place for versioned datasets.
+
+    References are written ``NAME``, ``NAME@VERSION`` or ``NAME@TAG``; the first means the highest version. Whatever
+    cannot be done raises ``ClearmlClientError``, which says what to change.
+    """
+
+    def upload(
+        self,
+        path: Path,
+        name: str,
+        *,
+        version: str,
+        parents: Sequence[str] = (),
+        merge: bool = False,
+        tags: Sequence[str] = (),
+        metadata: Optional[Mapping[str, str]] = None,
+        comment: str = "",
+        progress: Optional[Progress] = None,
+    ) -> Version:
+        """Store a folder as a new version; it is there whole or not at all."""
+
+    def download(self, reference: str, *, progress: Optional[Progress] = None) -> Path:
+        """Return the version's folder on this machine, read-only and shared; fetched if it is not there."""
+
+    def ls(self, *, unfinished: bool = False) -> List[Version]:
+        """Return the highest version of each dataset; with ``unfinished``, half versions too."""
+
+    def versions(self, name: str, *, unfinished: bool = False) -> List[Version]:
+        """Return a dataset's versions from the lowest to the highest."""
+
+    def tree(
+        self,
+        reference: str,
+        folder: str = "",
+        *,
+        files: bool = False,
+        depth: Optional[int] = 1,
+        glob: Optional[str] = None,
+        page: int = 1,
+        limit: int = 200,
+    ) -> Tree:
+        """List what is in a version, without fetching it."""
+
+    def diff(self, before: str, after: str) -> Difference:
+        """Compare two versions, which may be of different datasets."""
+
+    def verify(self, reference: str, path: Optional[Path] = None, *, remote: bool = False) -> List[Problem]:
+        """Compare a folder (without it: the shared one) with the hashes, or look whether the packs are stored."""
