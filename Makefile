@@ -92,6 +92,10 @@ undrain: tools ## ARGS="-l gpu-07": put a drained node back to work
 remove-node: tools ## ARGS="-l gpu-07": drain a node and leave nothing of it
 	@$(PLAYBOOK) ansible/remove_node.yml $(ARGS)
 
+.PHONY: cache-warm
+cache-warm: tools ## ARGS="-l gpu-07 -e datasets=kitti@1.4.0": fetch datasets into nodes' caches beforehand
+	@$(PLAYBOOK) ansible/cache_warm.yml $(ARGS)
+
 .PHONY: login
 login: tools ## show the address, the login and its password
 	@$(BIN)/python ansible/tools/login.py --site-file $(SITE_FILE) --vault-file $(VAULT) --vault-password-file $(VAULT_PASSWORD)
