@@ -363,7 +363,9 @@ class Files:
                     if answer.status_code == 416 and have:
                         return
                     if answer.status_code not in (200, 206):
-                        raise ClearmlClientError(f"{uri}: the store says {answer.status_code} {answer.reason}")
+                        raise ClearmlClientError(
+                            f"{uri}: the store says {answer.status_code} {answer.reason}{_elsewhere(uri)}"
+                        )
                     with target.open("ab" if answer.status_code == 206 else "wb") as stream:
                         for data in answer.iter_content(_CHUNK_BYTES):
                             if stop is not None and stop.is_set():
@@ -511,3 +513,16 @@ def artifact_uri(destination: str, project: str, name: str, task_id: str, key: s
     """Return where the SDK would store an artifact's file: ``<store>/<project>/<name>.<id>/artifacts/<key>/<file>``."""
     parts: Iterator[str] = (part.strip("/") for part in (project, f"{name}.{task_id}", "artifacts", key, file))
     return "/".join([destination.rstrip("/"), *parts])
+
+
+def _elsewhere(uri: str) -> str:
+    """Say that a file lies at another address than the site's, where this machine's keys are not sent."""
+    from clearml.backend_api import Session
+
+    files = str(Session.get_files_server_host() or "").rstrip("/")
+    if not files or uri.startswith(files + "/"):
+        return ""
+    return (
+        f"; it was stored under another address than this machine's file server {files}: whoever stored it has "
+        "another api.files_server in clearml.conf; it must be one address for all of a site"
+    )
