@@ -687,6 +687,10 @@ def test_the_command_line(store: Store, files: Path, tmp_path: Path) -> None:
     assert [row["path"] for row in page["rows"]] == ["images/train/28.bin", "images/train/29.bin"]
     assert [row["path"] for row in asked("tree", "kitti", "--glob", "*.csv")["rows"]] == ["labels.csv"]
     assert [change["path"] for change in asked("diff", "kitti@1.0.0", "kitti@1.1.0")["changes"]] == ["new.txt"]
+    for fetched in (True, False):
+        code, output, _ = run("warm", "kitti@1.1.0")
+        assert code == 0
+        assert [(one["name"], one["fetched"]) for one in json.loads(output)] == [("kitti@1.1.0", fetched)]
     link = tmp_path / "here"
     assert asked("download", "kitti", link) == {"path": str(link)}
     assert contents(link) == contents(files)
