@@ -55,6 +55,7 @@ class Fleet:
             "clearml_agent_system_secret_key": secure["user_secret"],
             "nvidia_container_toolkit_enabled": False,
             "dataset_cache_path": "/dvc_cache",
+            "dataset_cache_pruner_enabled": False,
         }
         groups = {"clearml_server": {"hosts": {"bench-server": None}}, "clearml_nodes": {"hosts": hosts}}
         (self.folder / "hosts.yml").write_text(
