@@ -25,11 +25,11 @@ __all__ = ["Rank", "current_rank", "join", "label_output", "share"]
 PATIENCE_SECONDS = 120.0
 """How long a rank waits for rank 0 to register the experiment."""
 _KEY = "clearml_client/task"
-# Launchers, by the variables in which they tell rank and number of processes: torchrun, Open MPI, Slurm's srun.
+# Launchers, by the variables that tell rank, processes, and processes on this machine: torchrun, Open MPI, srun.
 _LAUNCHERS = (
-    ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
-    ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"),
+    ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE"),
 )
 
 
@@ -47,7 +47,7 @@ class Rank:
 
 def current_rank() -> Optional[Rank]:
     """Return which of several processes this is; ``None`` when it is alone."""
-    for rank, world, _, local_world in _LAUNCHERS:
+    for rank, world, local_world in _LAUNCHERS:
         try:
             number, count = int(os.environ[rank]), int(os.environ[world])
         except (KeyError, ValueError):

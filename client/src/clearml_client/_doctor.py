@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List
 
 import requests
 
+from ._config import image_for, load
 from ._errors import ClearmlClientError
+from ._git import git
 
 __all__ = ["Finding", "examine"]
 
@@ -95,11 +96,13 @@ def _files() -> Finding:
 def _queue_and_image() -> List[Finding]:
     queues = {str(queue["name"]): str(queue["id"]) for queue in _ask("queues", "get_all")["queues"]}
     served = _served()
-    settings, problem = _settings()
-    if problem is not None:
-        return [problem]
+    try:
+        settings = load()
+        image = image_for(settings)
+    except ClearmlClientError as error:
+        return [Finding("pyproject.toml", "bad", str(error))]
     found = []
-    queue = os.environ.get("CLEARML_QUEUE") or settings.get("queue")
+    queue = os.environ.get("CLEARML_QUEUE") or settings.queue
     if not queue:
         open_queues = sorted(name for name in queues if name in served)
         found.append(
@@ -115,8 +118,7 @@ def _queue_and_image() -> List[Finding]:
         found.append(Finding("queue", "warning", "{} is there, and no worker serves it now".format(queue)))
     else:
         found.append(Finding("queue", "ok", "{}, served by {}".format(queue, ", ".join(served[queue]))))
-    image = settings.get("image") or os.environ.get("CLEARML_CLIENT_IMAGE")
-    found.append(Finding("image", "ok", str(image) if image else "the queue's default image"))
+    found.append(Finding("image", "ok", image or "the queue's default image"))
     return found
 
 
@@ -127,16 +129,6 @@ def _served() -> Dict[str, List[str]]:
         for queue in worker.get("queues") or []:
             served.setdefault(str(queue.get("name")), []).append(str(worker["id"]))
     return served
-
-
-def _settings() -> Tuple[Dict[str, Any], Optional[Finding]]:
-    """Return what the repository's pyproject.toml says, or what is wrong with it."""
-    from ._config import load
-
-    try:
-        return dict(vars(load())), None
-    except ClearmlClientError as error:
-        return {}, Finding("pyproject.toml", "bad", str(error))
 
 
 def _caches() -> List[Finding]:
@@ -171,38 +163,19 @@ def _group_of(folder: Path) -> str:
 def _git() -> List[Finding]:
     if shutil.which("git") is None:
         return [Finding("git", "bad", "there is no git on this machine: install it")]
-    if _run("rev-parse", "--show-toplevel") is None:
+    if git(Path.cwd(), "rev-parse", "--show-toplevel") is None:
         return [
             Finding("git", "warning", "{} is in no repository: scripts here cannot run in a queue".format(Path.cwd()))
         ]
-    remote = _run("remote", "get-url", "origin") or ""
+    remote = git(Path.cwd(), "remote", "get-url", "origin") or ""
     if not remote:
         return [Finding("git", "warning", "the repository has no remote 'origin' that nodes could fetch from")]
-    if _run("ls-remote", "--exit-code", "origin", "HEAD") is None:
+    if git(Path.cwd(), "ls-remote", "--exit-code", "origin", "HEAD") is None:
         return [Finding("git", "bad", "{} cannot be read: try `git ls-remote origin`".format(remote))]
-    head = _run("rev-parse", "HEAD") or ""
-    if not _run("branch", "--remotes", "--contains", head):
+    head = git(Path.cwd(), "rev-parse", "HEAD") or ""
+    if not git(Path.cwd(), "branch", "--remotes", "--contains", head):
         return [Finding("git", "warning", "commit {} is not pushed: push it before a run in a queue".format(head[:12]))]
     return [Finding("git", "ok", "{}, commit {} is there".format(remote, head[:12]))]
-
-
-def _run(*words: str) -> Optional[str]:
-    """Run git here; return what it said, ``None`` when it failed."""
-    environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}
-    environment.setdefault("GIT_SSH_COMMAND", "ssh -o BatchMode=yes")
-    try:
-        done = subprocess.run(
-            ["git", *words],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            universal_newlines=True,
-            timeout=60,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _ask(service: str, action: str, **arguments: Any) -> Dict[str, Any]:

@@ -11,7 +11,7 @@ from clearml.backend_api import Session
 
 from ._errors import ClearmlClientError
 
-__all__ = ["CONFIGURATION", "SECTION", "call", "datasets_of", "models_of", "users_of"]
+__all__ = ["CONFIGURATION", "SECTION", "call", "datasets_of", "models_of"]
 
 SECTION = "Datasets"
 """Hyperparameter section with one parameter per dataset; its value is the version."""
@@ -65,17 +65,6 @@ def models_of(dataset: str) -> List[Dict[str, str]]:
                     "dataset": "{}@{}".format(name, used),
                 }
             )
-    return found
-
-
-def users_of(dataset: str) -> List[Dict[str, str]]:
-    """Return the experiments that opened a dataset (``NAME`` or ``NAME@VERSION``), the newest first."""
-    name, _, version = dataset.partition("@")
-    found = []
-    for task in _users(name):
-        used = str(task["hyperparams"][SECTION][name]["value"])
-        if not version or used == version:
-            found.append({"task": str(task.get("name") or ""), "task_id": str(task["id"]), "version": used})
     return found
 
 
