@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT / "tests/e2e"))
 sys.path.insert(0, str(ROOT / "ansible/tools"))
 
 from bench_lite import Row, show  # noqa: E402
-from harness import Server, run  # noqa: E402
+from harness import Server, host_address, run  # noqa: E402
 
 GPUS = 4
 
@@ -37,7 +37,7 @@ class Fleet:
 
     def __init__(self, folder: Path, nodes: int) -> None:
         self.folder = folder
-        self.server = Server(folder / "server")
+        self.server = Server(folder / "server", host_address())
         self.nodes = [f"bench-{number:02}" for number in range(1, nodes + 1)]
 
     def start(self) -> None:

@@ -84,11 +84,14 @@ def secret() -> str:
 
 
 class Server:
-    """The lite server as a process of its own, which may be killed and started again."""
+    """The lite server as a process of its own, which may be killed and started again.
 
-    def __init__(self, folder: Path) -> None:
+    ``address`` is where its clients find it: for containers ``host_address()``.
+    """
+
+    def __init__(self, folder: Path, address: str = "127.0.0.1") -> None:
         self.config, self.data, self.log = folder / "config", folder / "data", folder / "server.log"
-        self.address = host_address()
+        self.address = address
         self.api_port, self.web_port, self.files_port = free_ports(3)
         self.password, self.key, self.secret = secret(), secret(), secret()
         self._process: subprocess.Popen[bytes] | None = None
@@ -228,7 +231,7 @@ class Platform:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.id = secrets.token_hex(3)
-        self.server = Server(folder / "server")
+        self.server = Server(folder / "server", host_address())
         self.repositories = folder / "repositories"
         self.runs = folder / "runs"  # writable from every experiment
         self.cache = folder / "cache"

@@ -16,6 +16,8 @@ from trainyard_lite._settings import load_settings
 
 # make names the deployed site's; the tests have vaults of their own.
 os.environ.pop("ANSIBLE_VAULT_PASSWORD_FILE", None)
+# They run before Docker is installed, so a test that asks for it fails here too, where it is.
+os.environ["DOCKER_HOST"] = "unix:///nowhere/docker.sock"
 
 Json = dict[str, Any]
 
