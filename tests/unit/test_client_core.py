@@ -258,11 +258,14 @@ def test_the_ranks_of_one_launch_are_one_experiment(site: Site) -> None:
     site.write(
         "import os, time\n"
         "rank = int(os.environ['RANK'])\n"
-        "time.sleep(0.5 * rank)\n"
         "task = init_clearml('ranks', project='team/training')\n"
+        "open(f'joined {rank}', 'w').close()\n"
+        "while not all(os.path.exists(f'joined {other}') for other in range(3)): time.sleep(0.1)\n"
         "task.get_logger().report_scalar('loss', f'rank {rank}', value=rank, iteration=1)\n"
         "print('hello from', rank)\n"
-        "time.sleep(3 if rank == 0 else 1)\n"
+        # Rank 0 is the first to end: the experiment stays open until all have reported.
+        "time.sleep(4 * rank)\n"
+        "task.get_logger().report_scalar('loss', f'rank {rank}', value=rank, iteration=2)\n"
         "print('first line', rank, '\\nsecond line', rank)\n"
     )
     launch = {"WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
@@ -274,7 +277,7 @@ def test_the_ranks_of_one_launch_are_one_experiment(site: Site) -> None:
     with site.server.login() as api:
         lines = console(api, task["id"])
         curves = api.call("events.scalar_metrics_iter_histogram", task=task["id"])
-    assert sorted(curves["loss"]) == ["rank 0", "rank 1", "rank 2"]
+    assert {name: curve["x"] for name, curve in curves["loss"].items()} == {f"rank {n}": [1, 2] for n in range(3)}
     for rank in range(3):
         assert f"[rank {rank}] hello from {rank}" in lines
         assert f"[rank {rank}] second line {rank}" in lines

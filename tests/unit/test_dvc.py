@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clearml_client import ClearmlClientError, _cache, _dvc
-from clearml_client._dvc import DvcApi
+from clearml_client import ClearmlClientError, _cache
+from clearml_client._dvc import DvcApi, _fetch, _settings
 
 pytest.importorskip("dvc")
 
@@ -634,7 +634,7 @@ def test_a_clone_that_cannot_be_written(site: Site) -> None:
 
 
 def test_the_repositorys_own_cache_without_any_other(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_dvc, "SITE_CACHE", site.home / "no such folder")
+    monkeypatch.setattr(_settings, "SITE_CACHE", site.home / "no such folder")
     (site.home / "system" / "config").unlink()
     api = DvcApi()
     assert content_of(api.dvc_pull("data/images")) == version_two()
@@ -647,7 +647,7 @@ def test_the_repositorys_own_cache_without_any_other(site: Site, monkeypatch: py
 
 
 def test_the_sites_folder_without_settings(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_dvc, "SITE_CACHE", site.cache)
+    monkeypatch.setattr(_settings, "SITE_CACHE", site.cache)
     (site.home / "system" / "config").unlink()
     DvcApi().dvc_pull("data/labels.csv")
     assert site.objects() == {md5(LABELS)}
@@ -730,7 +730,7 @@ def test_data_are_linked_to_the_experiment(site: Site, monkeypatch: pytest.Monke
 def test_progress_is_a_line_now_and_then(site: Site, web: type[Counting], monkeypatch: pytest.MonkeyPatch,
                                          capfd: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     web.pause = 0.3
-    monkeypatch.setattr(_dvc, "LINE_SECONDS", 0.2)
+    monkeypatch.setattr(_fetch, "LINE_SECONDS", 0.2)
     DvcApi().dvc_pull("data/images")
     lines = capfd.readouterr().err.splitlines()
     assert all(line.startswith("dvc_pull data/images: ") for line in lines), lines
@@ -842,14 +842,14 @@ def test_ssh(site: Site) -> None:
 
 
 def test_paths_of_settings(tmp_path: Path) -> None:
-    merged: _dvc.Config = {}
+    merged: _settings.Config = {}
     text = (
         "[core]\n    remote = Store\n    # a comment\n['remote \"Store\"']\n    url = ../data # where\n"
         '    keyfile = "~/key"\n'
         '[\'remote "s3"\']\n    url = s3://bucket/a\n[cache]\n    dir = cache\n    type = "reflink,copy"\n'
     )
-    _dvc._merge(merged, _dvc._read_config(text), Path("/site/.dvc"))
+    _settings._merge(merged, _settings._read_config(text), Path("/site/.dvc"))
     assert merged['remote "Store"'] == {"url": "/site/data", "keyfile": str(Path("~/key").expanduser())}
     assert merged['remote "s3"'] == {"url": "s3://bucket/a"}
     assert merged["cache"] == {"dir": "/site/.dvc/cache", "type": '"reflink,copy"'}
-    assert _dvc._remotes(merged) == {"store": 'remote "Store"', "s3": 'remote "s3"'}
+    assert _settings.remotes(merged) == {"store": 'remote "Store"', "s3": 'remote "s3"'}

@@ -1135,7 +1135,7 @@ MAKE = "import os; os.umask(0o077 if {strict} else 0o022); os.makedirs('{0}/sub'
 
 @pytest.mark.skipif(os.getuid() != 0, reason="acts as several users")
 def test_what_anybody_makes_in_a_shared_folder_the_group_may_change(tmp_path: Path) -> None:
-    for path in (tmp_path, *tmp_path.parents[:2]):
+    for path in (tmp_path, *tmp_path.parents[:3]):
         path.chmod(0o755)
     cache = tmp_path / "cache"
     (cache / "before").mkdir(parents=True)

@@ -19,7 +19,7 @@ else:
 __all__ = ["IMAGE_VARIABLE", "Settings", "image_for", "load", "script_folder"]
 
 IMAGE_VARIABLE = "CLEARML_CLIENT_IMAGE"
-"""The site's image, such as ``trainyard/perception:{python}-cpu``; role clearml_users writes it into people's files."""
+"""The site's image for repositories that name none, such as ``trainyard/perception:{python}-cpu``."""
 _VERSION = re.compile(r"^3\.\d+$")
 
 

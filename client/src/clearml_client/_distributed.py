@@ -20,10 +20,12 @@ from typing import Any, Callable, Optional, TextIO, cast
 
 from ._errors import ClearmlClientError
 
-__all__ = ["Rank", "current_rank", "join", "label_output", "share"]
+__all__ = ["Rank", "current_rank", "join", "label_output", "leave_watching_to_rank_0", "share"]
 
 PATIENCE_SECONDS = 120.0
 """How long a rank waits for rank 0 to register the experiment."""
+END_SECONDS = 60.0
+"""How long rank 0 waits at its end for the other ranks of this machine to end."""
 _KEY = "clearml_client/task"
 # Launchers, by the variables that tell rank, processes, and processes on this machine: torchrun, Open MPI, srun.
 _LAUNCHERS = (
@@ -70,6 +72,9 @@ def share(rank: Rank, task_id: str) -> None:
         json.dump({"task": task_id, "pid": os.getpid()}, file)
     Path(name).replace(path)
     atexit.register(_remove, path, os.getpid())
+    if os.name == "posix":
+        # Registered after the SDK's own end, so run before it: that one closes the experiment.
+        atexit.register(_wait_for_others, os.getpid())
 
 
 def join(rank: Rank, running: Optional[str]) -> str:
@@ -83,9 +88,25 @@ def join(rank: Rank, running: Optional[str]) -> str:
         ClearmlClientError: Rank 0 did not register one in time.
     """
     task_id = running or _wait(rank)
+    if rank.one_machine and os.name == "posix":
+        import fcntl
+
+        # Held as long as this process lives, however it ends: rank 0 waits for it.
+        fcntl.flock(_members(), fcntl.LOCK_SH)
     # What the SDK sets for the children of a process with an experiment: "<pid of the main process>:<experiment>".
     os.environ["CLEARML_PROC_MASTER_ID"] = "{}:{}".format(os.getppid(), task_id)
     return task_id
+
+
+def leave_watching_to_rank_0(task: Any) -> None:
+    """Stop the SDK's watch on the experiment's status in another rank than 0.
+
+    It kills its process when the experiment has ended, and that it has when rank 0 ends a moment before the others.
+    An abort still ends rank 0, and with it the launcher ends the rest.
+    """
+    if task._dev_worker is not None:
+        task._dev_worker.unregister()
+        task._dev_worker = None
 
 
 def label_output(rank: Rank) -> None:
@@ -144,6 +165,31 @@ def _meeting_point() -> Path:
     parts = [str(os.getuid()), str(os.getppid()), *(os.environ.get(name, "") for name in names)]
     digest = hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / "clearml_client-{}.json".format(digest)
+
+
+def _members() -> int:
+    """Open the file that the ranks of one launch hold locked while they run."""
+    return os.open(str(_meeting_point()) + ".ranks", os.O_RDWR | os.O_CREAT, 0o600)
+
+
+def _wait_for_others(pid: int) -> None:
+    """Let the other ranks report to the end before the experiment is closed."""
+    if os.getpid() != pid or getattr(sys, "last_type", None) is not None:
+        return  # a child; or this rank failed, and the launcher waits for its end to end the others
+    import fcntl
+
+    deadline = time.monotonic() + END_SECONDS
+    file = _members()
+    with contextlib.suppress(OSError):
+        Path(str(_meeting_point()) + ".ranks").unlink()
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0.1)
 
 
 def _read() -> Optional[str]:

@@ -93,6 +93,8 @@ def init_clearml(
         _distributed.label_output(rank)
         if rank.rank == 0:
             _distributed.share(rank, task.id)
+        else:
+            _distributed.leave_watching_to_rank_0(task)
     if rank is None or rank.rank == 0:
         _tell_where(task, remote=remote, queue=None if remote else queue)
     install_handler(task)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from clearml import Task
 from clearml.backend_api import Session
 
 from ._errors import ClearmlClientError
 
-__all__ = ["CONFIGURATION", "SECTION", "call", "datasets_of", "models_of"]
+__all__ = ["CONFIGURATION", "SECTION", "call", "datasets_of", "experiments_of", "models_of"]
 
 SECTION = "Datasets"
 """Hyperparameter section with one parameter per dataset; its value is the version."""
@@ -68,6 +68,21 @@ def models_of(dataset: str) -> List[Dict[str, str]]:
     return found
 
 
+def experiments_of(dataset: str) -> List[Tuple[str, str, str, List[str]]]:
+    """Return id, name, status and names of the models of each experiment that opened ``NAME@VERSION``."""
+    name, _, version = dataset.rpartition("@")
+    return [
+        (
+            str(task["id"]),
+            str(task.get("name") or ""),
+            str(task.get("status") or ""),
+            [str(model.get("name") or "") for model in (task.get("models") or {}).get("output") or []],
+        )
+        for task in _users(name)
+        if str(task["hyperparams"][SECTION][name]["value"]) == version
+    ]
+
+
 def _users(name: str) -> Iterator[Dict[str, Any]]:
     """Yield the experiments that have a parameter of this name in the section, page by page."""
     condition: Dict[str, Any] = {}
@@ -78,7 +93,7 @@ def _users(name: str) -> Iterator[Dict[str, Any]]:
         tasks = call(
             "tasks",
             "get_all",
-            only_fields=["id", "name", "models.output", "hyperparams.{}".format(SECTION)],
+            only_fields=["id", "name", "status", "models.output", "hyperparams.{}".format(SECTION)],
             order_by=["-created"],
             page=page,
             page_size=PAGE,

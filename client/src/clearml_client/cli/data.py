@@ -28,6 +28,12 @@ app = typer.Typer(
 
 _JSON = typer.Option(False, "--json", help="Print one JSON document.")
 _PROJECT = typer.Option(None, "--project", help="Project of the datasets; the site's own without it.")
+_DVC = typer.Option(
+    None,
+    "--dvc",
+    metavar="REPO",
+    help="Folder or URL of a DVC repository: its tracked paths and git tags, instead of ClearML's datasets.",
+)
 _REFERENCE = typer.Argument(..., metavar="NAME[@VERSION|@TAG]", help="The version; the highest without an @.")
 _PAGE = typer.Option(1, "--page", min=1, help="Which page.")
 _LIMIT = typer.Option(200, "--limit", min=1, help="Rows of a page.")
@@ -50,7 +56,13 @@ def _work(as_json: bool) -> Iterator[None]:
         raise typer.Exit(1) from error
 
 
-def _store(project: Optional[str]) -> Any:
+def _store(project: Optional[str], dvc: Optional[str]) -> Any:
+    if dvc is not None:
+        from ..datasets.dvc import DvcStore
+
+        if project is not None:
+            raise ClearmlClientError("--project is of ClearML's datasets and --dvc of another store: leave one out")
+        return DvcStore(dvc)
     from ..datasets.store import ClearmlStore, default_project
 
     # the program lies somewhere else: what counts is where somebody calls it
@@ -69,12 +81,15 @@ def upload(
     comment: str = typer.Option("", "--comment", help="A description."),
     pack_size: int = typer.Option(256, "--pack-size", min=1, help="Megabytes of a pack, about."),
     project: Optional[str] = _PROJECT,
+    dvc: Optional[str] = _DVC,
     as_json: bool = _JSON,
 ) -> None:
     """Store a folder as a new version; after a break, the same command goes on where it ended."""
     metadata = _metadata(meta)
     with _work(as_json), _progress("uploading", as_json) as progress:
-        done = _store(project).upload(
+        store = _store(project, dvc)
+        packs = {} if dvc is not None else {"pack_bytes": pack_size * 1024 * 1024}
+        done = store.upload(
             path,
             name,
             version=version,
@@ -84,7 +99,7 @@ def upload(
             metadata=metadata,
             comment=comment,
             progress=progress,
-            pack_bytes=pack_size * 1024 * 1024,
+            **packs,
         )
     if as_json:
         _print_json(_plain(done))
@@ -98,13 +113,14 @@ def download(
     target: Optional[Path] = typer.Argument(None, metavar="[DEST]", help="Where to put a link to it."),
     copy: bool = typer.Option(False, "--copy", help="Put a copy of your own there, which may be changed."),
     project: Optional[str] = _PROJECT,
+    dvc: Optional[str] = _DVC,
     as_json: bool = _JSON,
 ) -> None:
     """Fetch a version to this machine, unless it is there, and print its folder."""
     if copy and target is None:
         raise typer.BadParameter("--copy needs DEST: where the copy goes")
     with _work(as_json), _progress("downloading", as_json) as progress:
-        store = _store(project)
+        store = _store(project, dvc)
         if target is None:
             folder = store.download(reference, progress=progress)
         else:
@@ -119,15 +135,14 @@ def download(
 def warm(
     references: List[str] = typer.Argument(..., metavar="NAME[@VERSION|@TAG]...", help="The versions."),
     project: Optional[str] = _PROJECT,
+    dvc: Optional[str] = _DVC,
 ) -> None:
     """Fetch versions to this machine before somebody waits for them; print one JSON document that tells which came."""
-    from .. import _cache
-
     told = []
     with _work(True):
-        store = _store(project)
+        store = _store(project, dvc)
         for version in [store.find(reference) for reference in references]:
-            there = _cache.find_tree(f"clearml-{version.id}") is not None
+            there = store.is_local(version)
             store.local(version)
             told.append({"name": str(version), "fetched": not there, "bytes": version.bytes})
     _print_json(told)
@@ -143,16 +158,27 @@ def list_(
     page: int = _PAGE,
     limit: int = _LIMIT,
     project: Optional[str] = _PROJECT,
+    dvc: Optional[str] = _DVC,
     as_json: bool = _JSON,
 ) -> None:
     """List datasets, or what is in a version, without fetching it."""
     if reference is not None:
         _show_tree(
-            project, reference, folder, as_json, long=long, files=True, depth=1, glob=glob, page=page, limit=limit
+            project,
+            dvc,
+            reference,
+            folder,
+            as_json,
+            long=long,
+            files=True,
+            depth=1,
+            glob=glob,
+            page=page,
+            limit=limit,
         )
         return
     with _work(as_json):
-        found = _store(project).ls(unfinished=all_)
+        found = _store(project, dvc).ls(unfinished=all_)
     _show_versions(found, as_json, empty="there is no dataset yet: `clearml-client data upload` makes one")
 
 
@@ -161,11 +187,12 @@ def versions(
     name: str = typer.Argument(..., help="The dataset."),
     all_: bool = typer.Option(False, "--all", help="Half versions too, of uploads that run or broke off."),
     project: Optional[str] = _PROJECT,
+    dvc: Optional[str] = _DVC,
     as_json: bool = _JSON,
 ) -> None:
     """List a dataset's versions, the lowest first."""
     with _work(as_json):
-        found = _store(project).versions(name, unfinished=all_)
+        found = _store(project, dvc).versions(name, unfinished=all_)
     _show_versions(found, as_json, empty="")
 
 
@@ -179,11 +206,13 @@ def tree(
     page: int = _PAGE,
     limit: int = _LIMIT,
     project: Optional[str] = _PROJECT,
+    dvc: Optional[str] = _DVC,
     as_json: bool = _JSON,
 ) -> None:
     """Show a version's folders, with counts and sizes of what is below them, without fetching it."""
     _show_tree(
         project,
+        dvc,
         reference,
         folder,
         as_json,
@@ -201,6 +230,7 @@ def tag(
     reference: str = _REFERENCE,
     changes: List[str] = typer.Argument(..., metavar="+TAG|-TAG ...", help="Tags to put on, and to take off."),
     project: Optional[str] = _PROJECT,
+    dvc: Optional[str] = _DVC,
     as_json: bool = _JSON,
 ) -> None:
     """Put tags on a version and take others off; NAME@TAG is the highest version that has it."""
@@ -208,7 +238,7 @@ def tag(
     if wrong:
         raise typer.BadParameter(f"write +TAG to put a tag on and -TAG to take it off, not {wrong[0]!r}")
     with _work(as_json):
-        done = _store(project).tag(
+        done = _store(project, dvc).tag(
             reference,
             add=[change[1:] for change in changes if change[0] == "+"],
             remove=[change[1:] for change in changes if change[0] == "-"],
@@ -225,11 +255,12 @@ def diff(
     after: str = typer.Argument(..., metavar="NAME@VERSION", help="The other."),
     limit: int = typer.Option(200, "--limit", min=1, help="Files to show; the counts are of all."),
     project: Optional[str] = _PROJECT,
+    dvc: Optional[str] = _DVC,
     as_json: bool = _JSON,
 ) -> None:
     """Show which files were added, removed and changed between two versions."""
     with _work(as_json):
-        found = _store(project).diff(before, after)
+        found = _store(project, dvc).diff(before, after)
     if as_json:
         _print_json(
             {
@@ -254,11 +285,12 @@ def lineage(
     reference: str = _REFERENCE,
     svg: Optional[Path] = typer.Option(None, "--svg", help="Draw it into this file."),
     project: Optional[str] = _PROJECT,
+    dvc: Optional[str] = _DVC,
     as_json: bool = _JSON,
 ) -> None:
     """Show where a version comes from, what was made of it, and which experiments and models used it."""
     with _work(as_json):
-        found = _store(project).lineage(reference)
+        found = _store(project, dvc).lineage(reference)
         if svg is not None:
             svg.write_text(found.svg(), encoding="utf-8")
     if as_json:
@@ -275,13 +307,14 @@ def preview(
     glob: Optional[str] = _GLOB,
     report: bool = typer.Option(True, "--report/--no-report", help="Show them on the dataset's page too."),
     project: Optional[str] = _PROJECT,
+    dvc: Optional[str] = _DVC,
     as_json: bool = _JSON,
 ) -> None:
     """Look at some images, point clouds and tables of a version; only these files are fetched."""
     with _work(as_json):
         from ..datasets.preview import make_preview
 
-        found = make_preview(_store(project), reference, out, count=count, glob=glob, report=report)
+        found = make_preview(_store(project, dvc), reference, out, count=count, glob=glob, report=report)
     if as_json:
         _print_json([{**one._asdict(), "picture": one.picture and str(one.picture)} for one in found])
         return
@@ -299,13 +332,14 @@ def verify(
     path: Optional[Path] = typer.Argument(None, help="A folder; this machine's shared one without it."),
     remote: bool = typer.Option(False, "--remote", help="Look whether the server has all packs, instead."),
     project: Optional[str] = _PROJECT,
+    dvc: Optional[str] = _DVC,
     as_json: bool = _JSON,
 ) -> None:
     """Compare a folder with a version's hashes, or look whether the version is stored whole."""
     if remote and path is not None:
         raise typer.BadParameter("--remote looks at the server: leave PATH out")
     with _work(as_json):
-        problems = _store(project).verify(reference, path, remote=remote)
+        problems = _store(project, dvc).verify(reference, path, remote=remote)
     if as_json:
         _print_json([problem._asdict() for problem in problems])
     else:
@@ -321,13 +355,14 @@ def delete(
     reference: str = typer.Argument(..., metavar="NAME@VERSION", help="The version; unfinished ones too."),
     yes: bool = typer.Option(False, "--yes", help="Do not ask."),
     project: Optional[str] = _PROJECT,
+    dvc: Optional[str] = _DVC,
     as_json: bool = _JSON,
 ) -> None:
     """Delete a version and its files for good, unless another version needs it."""
     with _work(as_json):
         if "@" not in reference:
             raise ClearmlClientError(f"{reference}: name the version that is to be deleted, {reference}@VERSION")
-        store = _store(project)
+        store = _store(project, dvc)
         version = store.find(reference, unfinished=True)
         users = store.users(version)
         if not users and not yes:
@@ -423,6 +458,7 @@ def _show_versions(found: Sequence[Any], as_json: bool, *, empty: str) -> None:
 
 def _show_tree(
     project: Optional[str],
+    dvc: Optional[str],
     reference: str,
     folder: str,
     as_json: bool,
@@ -433,7 +469,7 @@ def _show_tree(
     **asked: Any,
 ) -> None:
     with _work(as_json):
-        found = _store(project).tree(reference, folder, page=page, limit=limit, **asked)
+        found = _store(project, dvc).tree(reference, folder, page=page, limit=limit, **asked)
     if as_json:
         _print_json(
             {

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Protocol, Sequence
+from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Protocol, Sequence
 
+from .index import Listed
 from .packs import Progress
+
+if TYPE_CHECKING:
+    from .lineage import Lineage
 
 __all__ = ["Change", "Difference", "Problem", "Row", "Store", "Tree", "Version"]
 
@@ -33,7 +37,7 @@ class Row(NamedTuple):
     path: str
     folder: bool
     files: int
-    bytes: int
+    bytes: Optional[int]  # None where the store does not tell
 
 
 class Tree(NamedTuple):
@@ -42,7 +46,7 @@ class Tree(NamedTuple):
     version: Version
     metadata: Dict[str, Any]
     files: int  # of the whole version
-    bytes: int
+    bytes: Optional[int]
     rows: List[Row]
     total: int  # rows of all pages
 
@@ -103,6 +107,9 @@ class Store(Protocol):
     def ls(self, *, unfinished: bool = False) -> List[Version]:
         """Return the highest version of each dataset; with ``unfinished``, half versions too."""
 
+    def find(self, reference: str, *, unfinished: bool = False) -> Version:
+        """Return the version that a reference means."""
+
     def versions(self, name: str, *, unfinished: bool = False) -> List[Version]:
         """Return a dataset's versions from the lowest to the highest."""
 
@@ -121,6 +128,33 @@ class Store(Protocol):
 
     def diff(self, before: str, after: str) -> Difference:
         """Compare two versions, which may be of different datasets."""
+
+    def listing(self, version: Version) -> Iterator[Listed]:
+        """Give the files of a version, sorted by path."""
+
+    def read_files(self, version: Version, paths: Sequence[str], folder: Path) -> None:
+        """Fetch some files of a version, and only these, into a folder."""
+
+    def is_local(self, version: Version) -> bool:
+        """Tell whether a version is on this machine already."""
+
+    def local(self, version: Version, *, progress: Optional[Progress] = None) -> Path:
+        """Return the shared folder of a version that ``find`` returned."""
+
+    def place(self, reference: str, target: Path, *, copy: bool = False, progress: Optional[Progress] = None) -> Path:
+        """Put a version at a path: a symbolic link to the shared folder, or a copy of one's own."""
+
+    def tag(self, reference: str, *, add: Iterable[str] = (), remove: Iterable[str] = ()) -> Version:
+        """Put tags on a version, and take others off; return it as it is then."""
+
+    def lineage(self, reference: str) -> Lineage:
+        """Return where a version comes from, what was made of it, and who used it."""
+
+    def users(self, version: Version) -> List[str]:
+        """Return the versions that need this one, as NAME@VERSION."""
+
+    def delete(self, version: Version) -> None:
+        """Delete a version that ``find`` returned."""
 
     def verify(self, reference: str, path: Optional[Path] = None, *, remote: bool = False) -> List[Problem]:
         """Compare a folder (without it: the shared one) with the hashes, or look whether the packs are stored."""

@@ -75,7 +75,7 @@ class Listed(NamedTuple):
     """A file of a version as a listing shows it."""
 
     path: str
-    size: int
+    size: Optional[int]  # None where the store does not tell
 
 
 # ---------------------------------------------------------------- escaping

@@ -9,16 +9,15 @@ import csv
 import io
 import itertools
 import math
+import re
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 from .._errors import ClearmlClientError
-from ._download import read_files
-from .index import Listed, compile_glob
-
-if TYPE_CHECKING:
-    from .store import ClearmlStore
+from ._interface import Store
+from .index import Listed, compile_glob, escape
+from .store import ClearmlStore
 
 __all__ = ["Preview", "make_preview"]
 
@@ -43,7 +42,7 @@ class Preview(NamedTuple):
 
 
 def make_preview(
-    store: ClearmlStore,
+    store: Store,
     reference: str,
     out: Path,
     *,
@@ -65,9 +64,8 @@ def make_preview(
         ClearmlClientError: There is no such version, nothing that can be shown, or a library is missing.
     """
     version = store.find(reference)
-    index = store.index(version)
     pattern = None if glob is None else compile_glob(glob)
-    chosen = _choose(index.listing("", pattern), count)
+    chosen = _choose(store.listing(version), pattern, count)
     if not any(chosen.values()):
         raise ClearmlClientError(
             f"{version}: there is no image, point cloud (.pcd, .bin, .npy) or table (.csv, .tsv, .parquet) to show"
@@ -78,7 +76,7 @@ def make_preview(
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        read_files(store.server, list(index.entries(paths)), folder, str(version))
+        store.read_files(version, paths, folder)
         if chosen["images"]:
             previews.append(_contact_sheet(folder, chosen["images"], out / "images.png"))
         for number, file in enumerate(chosen["clouds"]):
@@ -87,19 +85,21 @@ def make_preview(
             previews.append(_table(folder, file))
     if not previews:
         raise ClearmlClientError(f"{version}: none of {', '.join(paths[:5])} is a point cloud: choose others by --glob")
-    if report:
+    if report and isinstance(store, ClearmlStore):  # others have no page
         _report(version.id, previews)
     return previews
 
 
-def _choose(files: Any, count: int) -> Dict[str, List[Listed]]:
+def _choose(files: Iterable[Listed], pattern: "Optional[re.Pattern[str]]", count: int) -> Dict[str, List[Listed]]:
     kinds: Dict[str, List[Listed]] = {"images": [], "clouds": [], "tables": []}
     for file in files:
+        if pattern is not None and not pattern.match(f"{escape(file.path)}\t0"):
+            continue
         ending = "." + file.path.rpartition(".")[2].lower()
-        if 0 < file.size <= _MAX_FILE_BYTES:
+        if file.size is None or 0 < file.size <= _MAX_FILE_BYTES:
             if ending in _IMAGES:
                 kinds["images"].append(file)
-            elif ending in _CLOUDS and (ending != ".bin" or file.size % _KITTI_POINT_BYTES == 0):
+            elif ending in _CLOUDS and (ending != ".bin" or not (file.size or 0) % _KITTI_POINT_BYTES):
                 kinds["clouds"].append(file)
             elif ending in _TABLES:
                 kinds["tables"].append(file)

@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import itertools
 import os
-import shutil
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from .. import _cache, _config
 from .._errors import ClearmlClientError
 from . import _claims
 from ._contents import open_index
-from ._download import fill
+from ._download import fill, read_files
 from ._interface import Change, Difference, Problem, Row, Tree, Version
+from ._place import place
 from ._remote import Server, Task, connect
 from ._upload import Parent, Plan, upload
-from .index import Entry, Folder, Index, compile_depth, compile_glob
+from .index import Entry, Folder, Index, Listed, compile_depth, compile_glob
 from .lineage import Lineage, uses
 from .packs import DEFAULT_PACK_BYTES, Progress, SourceFile, hash_file, scan
 from .versions import check_name, check_tag, check_version, parse_reference, version_key
@@ -134,6 +133,18 @@ class ClearmlStore:
     def index(self, version: Version) -> Index:
         """Return the list of what is in a version."""
         return open_index(self.server, version.id)
+
+    def listing(self, version: Version) -> Iterator[Listed]:
+        """Give the files of a version, sorted by path."""
+        return self.index(version).listing()
+
+    def read_files(self, version: Version, paths: Sequence[str], folder: Path) -> None:
+        """Fetch some files of a version, and only these, into a folder."""
+        read_files(self.server, list(self.index(version).entries(paths)), folder, str(version))
+
+    def is_local(self, version: Version) -> bool:
+        """Tell whether a version is on this machine already."""
+        return _cache.find_tree(_key(version)) is not None
 
     def versions(self, name: str, *, unfinished: bool = False) -> List[Version]:
         """Return a dataset's versions from the lowest to the highest.
@@ -252,7 +263,7 @@ class ClearmlStore:
         def make(folder: Path) -> None:
             fill(self.server, self.index(version), folder, str(version), workers=self.workers, progress=progress)
 
-        return _cache.open_tree(f"clearml-{version.id}", make, source=str(version))
+        return _cache.open_tree(_key(version), make, source=str(version))
 
     def place(self, reference: str, target: Path, *, copy: bool = False, progress: Optional[Progress] = None) -> Path:
         """Put a version at a path: a symbolic link to the shared folder, or a copy of one's own.
@@ -260,26 +271,9 @@ class ClearmlStore:
         Raises:
             ClearmlClientError: Something else is there already, or as ``download``.
         """
-        target = Path(target).absolute()
-        if target.is_dir() and not target.is_symlink() and not any(target.iterdir()):
-            target.rmdir()  # an empty folder is a place, not something to keep
-        if target.exists() and not target.is_symlink():
-            raise ClearmlClientError(f"{target} exists: name a path that is free, nothing is overwritten")
         version = self.find(reference)
-        shared = self.local(version, progress=progress)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if copy:
-            if target.is_symlink():
-                raise ClearmlClientError(f"{target} is a link: name a path that is free, nothing is overwritten")
-            _cache.check_space(target.parent, self.index(version).bytes)
-            _copy(shared, target)
-            return target
-        if target.is_symlink() and not _is_ours(target):
-            raise ClearmlClientError(f"{target} is a link to something else: name a path that is free")
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.new")
-        temporary.symlink_to(shared)
-        temporary.replace(target)
-        return target
+        size = self.index(version).bytes if copy else 0
+        return place(lambda: self.local(version, progress=progress), target, copy=copy, size=size)
 
     # ------------------------------------------------------------ looking
 
@@ -331,7 +325,7 @@ class ClearmlStore:
             if files and depth is None:
                 total = len(shown) + here.files
                 part = index.window(folder, list(shown), first, limit)
-                rows = [shown[one.path] if one.size < 0 else Row(one.path, False, 1, one.size) for one in part]
+                rows = [shown[one.path] if one.size == -1 else Row(one.path, False, 1, one.size) for one in part]
             else:
                 every = list(shown.values())
                 if files:
@@ -445,6 +439,11 @@ class ClearmlStore:
         return Lineage.read(self.server, self.find(reference))
 
 
+def _key(version: Version) -> str:
+    """Return the name of a version's tree in the cache."""
+    return f"clearml-{version.id}"
+
+
 def _folder_rows(folders: Iterable[Folder], folder: str, depth: Optional[int]) -> List[Row]:
     prefix = folder + "/" if folder else ""
     return [
@@ -489,30 +488,6 @@ def _compare(before: Iterable[Entry], after: Iterable[Entry]) -> Iterable[Change
             if (old.size, old.sha256) != (new.size, new.sha256):
                 yield Change(new.path, "changed", old.size, new.size)
             old, new = next(left, None), next(right, None)
-
-
-def _is_ours(link: Path) -> bool:
-    return str(_cache.cache_root() / "trees") in os.readlink(link)  # noqa: PTH115 - Path.readlink is of 3.9
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Copy a tree, writable, to where it appears whole or not at all."""
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".new", dir=target.parent))
-    try:
-        made: Set[Path] = set()
-        for folder, _, files in os.walk(source):
-            into = temporary / os.path.relpath(folder, source)
-            into.mkdir(parents=True, exist_ok=True)
-            made.add(into)
-            for file in files:
-                shutil.copyfile(str(Path(folder) / file), str(into / file))  # without its mode: read-only
-        for folder_made in made:
-            folder_made.chmod(0o755)
-        temporary.rename(target)
-    except OSError as error:
-        raise ClearmlClientError(f"{target}: {error.strerror or error}: nothing was left there") from error
-    finally:
-        shutil.rmtree(str(temporary), ignore_errors=True)
 
 
 # ---------------------------------------------------------------- what scripts call
