@@ -187,3 +187,14 @@ def test_warming_says_what_came(work: Path) -> None:
     command = [sys.executable, "-m", "clearml_client", "data", "warm", "data/images@v1.0", "--dvc", "."]
     told = [json.loads(subprocess.check_output(command, cwd=work, text=True))[0]["fetched"] for _ in range(2)]
     assert told == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("line", "word", "found"),
+    [("clearml-client da", 1, {"data", "datasets"}), ("clearml-client data up", 2, {"upload"})],
+)
+def test_bash_completes_the_commands(line: str, word: int, found: set[str]) -> None:
+    asked = {"COMP_WORDS": line, "COMP_CWORD": str(word), "_CLEARML_CLIENT_COMPLETE": "complete_bash"}
+    program = Path(sys.executable).with_name("clearml-client")
+    said = subprocess.check_output([program], env={**os.environ, **asked}, text=True)
+    assert set(said.split()) == found
