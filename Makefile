@@ -129,7 +129,7 @@ lint: tools-dev ## every linter, on everything
 
 .PHONY: unit
 unit: tools-dev ## unit tests
-	@$(BIN)/pytest --numprocesses 4 --dist loadfile tests/unit
+	@$(BIN)/pytest --numprocesses 2 --dist loadfile tests/unit
 
 .PHONY: e2e
 e2e: tools-dev ## real SDK, agent, clearml-data and browser on a server of its own (needs the images)

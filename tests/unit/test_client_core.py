@@ -69,6 +69,7 @@ class Site:
     def run(self, *words: str, **variables: str) -> tuple[int, str, str]:
         process = self.start(*words, **variables)
         out, err = process.communicate(timeout=120)
+        print(out)  # for whoever looks at a failure
         return process.returncode, out, err
 
     def tasks(self) -> list[dict[str, Any]]:
