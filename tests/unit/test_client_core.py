@@ -361,3 +361,23 @@ def test_datasets_that_were_opened_are_kept_and_found_from_both_sides(site: Site
         ]
     findings = {row["subject"]: row["state"] for row in client("doctor")}
     assert (findings["configuration"], findings["keys"], findings["files"]) == ("ok", "ok", "ok")
+
+
+def test_forked_processes_have_connections_of_their_own(site: Site) -> None:
+    """With the SDK alone some of these requests meet others on the parent's connection."""
+    site.write(
+        "import os\n"
+        "task = init_clearml('forks', project='team/training')\n"
+        "session = task._get_default_session()\n"
+        "children = []\n"
+        "for _ in range(4):\n"
+        "    child = os.fork()\n"
+        "    if not child:\n"
+        "        codes = [session.send_request('tasks', 'get_by_id', json={'task': task.id}) for _ in range(50)]\n"
+        "        os._exit(sum(not code.ok for code in codes) > 0)\n"
+        "    children.append(child)\n"
+        "print('exits', [os.waitpid(child, 0)[1] for child in children])\n"
+    )
+    code, out, err = site.run()
+    assert code == 0, err
+    assert "exits [0, 0, 0, 0]" in out

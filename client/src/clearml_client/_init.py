@@ -20,6 +20,7 @@ from ._errors import ClearmlClientError
 from ._git import reasons_not_reproducible
 from ._logging import calm_progress_bars, install_handler
 from ._offline import make_models_storable
+from ._sdk import correct
 
 __all__ = ["PROJECT_VARIABLE", "QUEUE_VARIABLE", "init_clearml"]
 
@@ -104,10 +105,8 @@ def init_clearml(
 
 
 def _registered(project: Optional[str], name: str, tags: Sequence[str], output_uri: Union[bool, str]) -> Task:
-    # The SDK looks for the repository in a thread and forks beside it. Where the fork comes while git is being started,
-    # it inherits a pipe of it; then the thread waits for ever, and so does the end of the run. Seen with SDK 2.1.12.
-    Task._Task__detect_repo_async = False  # type: ignore[attr-defined]  # its private name
     try:
+        correct()
         task: Task = Task.init(
             project_name=project, task_name=name, tags=tags, reuse_last_task_id=False, output_uri=output_uri
         )
