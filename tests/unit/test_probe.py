@@ -685,3 +685,15 @@ def test_the_real_script_reports_through_the_real_sdk(
     out, _ = capsys.readouterr()
     assert "GPU pinning (SIMULATED: nothing was trained)" in out
     assert "ok, by UUID" in out
+
+
+def test_two_nodes_that_are_added_at_once_share_the_project_of_the_probes() -> None:
+    projects: list[Json] = []
+
+    def call(endpoint: str, body: Json) -> Json:
+        if endpoint == "projects.get_all":
+            return {"projects": projects}
+        projects.append({"id": "p1"})  # the other node's, between our look and our call
+        raise LookupError("Project with the same name already exists")
+
+    assert gpu_probe.Probes(call, LookupError, "http://x")._make_project() == "p1"

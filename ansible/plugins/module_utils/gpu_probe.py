@@ -114,11 +114,24 @@ class Probes:
         workers = self._call("workers.get_all", {"last_seen": LAST_SEEN_SEC}).get("workers") or []
         return {worker["id"]: worker for worker in workers}
 
+    def _find_project(self) -> str:
+        found = self._call("projects.get_all", {"name": f"^{PROJECT}$", "only_fields": ["id"]})["projects"]
+        return str(found[0]["id"]) if found else ""
+
+    def _make_project(self) -> str:
+        made = {"name": PROJECT, "description": "Which GPUs the workers see"}
+        try:
+            return str(self._call("projects.create", made)["id"])
+        except self._refused:
+            # Another node that is added at the same time was faster.
+            found = self._find_project()
+            if not found:
+                raise
+            return found
+
     def _create(self, worker: str, script: str, image: str) -> str:
         if not self._project:
-            found = self._call("projects.get_all", {"name": f"^{PROJECT}$", "only_fields": ["id"]})["projects"]
-            made = {"name": PROJECT, "description": "Which GPUs the workers see"}
-            self._project = (found[0] if found else self._call("projects.create", made))["id"]
+            self._project = self._find_project() or self._make_project()
         seconds = {"section": "probe", "name": "train_seconds", "value": str(self._train_seconds)}
         task = {
             "name": f"probe of {worker}",
