@@ -95,7 +95,7 @@ Path("project").write_text(task.get_project_name() or "")
 
 def test_without_configuration_the_error_says_what_to_set(tmp_path: Path) -> None:
     done = run(
-        'from clearml_client import init_clearml\ninit_clearml("a", project="b/c")\n',
+        'from clearml_client import init_clearml\ninit_clearml("abc", project="b/c")\n',
         tmp_path,
         CLEARML_CONFIG_FILE=str(tmp_path / "none.conf"),
     )
@@ -104,7 +104,7 @@ def test_without_configuration_the_error_says_what_to_set(tmp_path: Path) -> Non
     assert "CLEARML_API_HOST" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["", "  ", None, 3])
+@pytest.mark.parametrize("name", ["", "  ", None, 3, "ab"])
 def test_a_task_needs_a_name(name: object) -> None:
     with pytest.raises(ClearmlClientError, match="task_name"):
         init_clearml(name, project="a/b")  # type: ignore[arg-type]

@@ -26,6 +26,8 @@ __all__ = ["PROJECT_VARIABLE", "QUEUE_VARIABLE", "init_clearml"]
 
 PROJECT_VARIABLE = "CLEARML_PROJECT"
 QUEUE_VARIABLE = "CLEARML_QUEUE"
+_SHORTEST = 3
+"""Characters that the server wants of a name (read in its schema, measured: HTTP 400)."""
 
 
 def init_clearml(
@@ -246,6 +248,8 @@ def _say(text: str, *values: object) -> None:
 def _checked_name(task_name: str) -> str:
     if not isinstance(task_name, str) or not task_name.strip():
         raise ClearmlClientError("task_name: expected a name, such as 'digits', got {!r}".format(task_name))
+    if len(task_name.strip()) < _SHORTEST:
+        raise ClearmlClientError("task_name: the server takes names from 3 characters on, got {!r}".format(task_name))
     return task_name.strip()
 
 
@@ -274,4 +278,6 @@ def _checked_project(project: Optional[str], kind: Optional[str], settings: Sett
         raise ClearmlClientError(
             "project: expected a path such as 'perception/training' with no empty part, got {!r}".format(chosen)
         )
+    if len(chosen) < _SHORTEST:
+        raise ClearmlClientError("project: the server takes names from 3 characters on, got {!r}".format(chosen))
     return chosen
