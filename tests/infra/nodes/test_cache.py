@@ -97,7 +97,7 @@ def test_the_caches_belong_to_their_group_whatever_the_umask(node: Host, path: s
                 f"for file in {path}/probe/*/sub/file; do echo {name} >> $file; done",
                 user,
             )
-        found = node.run_expect([0], f"find {path}/probe -printf '%m %G %y\\n' | sort -u").stdout.splitlines()
+        found = node.run_expect([0], f"find {path}/probe -printf '%m %g %y\\n' | sort -u").stdout.splitlines()
         assert found == ["2775 datasets d", "664 datasets f"]
 
 
