@@ -178,7 +178,12 @@ def read_password(vault_file: Path, password_file: Path) -> str:
 
 
 def head_of(repository: str) -> str:
-    """Return the commit that the branch points to: the experiment is pinned to it."""
+    """Return the commit that the branch points to: the experiment is pinned to it.
+
+    Empty for a folder that only the nodes have: the agent takes the branch's newest commit, and notes which.
+    """
+    if repository.startswith("file://") and not Path(repository.removeprefix("file://")).exists():
+        return ""
     command = ["git", "ls-remote", repository, f"refs/heads/{BRANCH}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603
     if done.returncode != 0:
@@ -302,7 +307,7 @@ def submit(api: ClearmlApi, site: Site, epochs: int) -> Run:
         script={
             "repository": site.repository,
             "branch": BRANCH,
-            "version_num": commit,
+            **({"version_num": commit} if commit else {}),
             "entry_point": SCRIPT,
             "working_dir": ".",
             "binary": "python3",

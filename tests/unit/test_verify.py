@@ -123,7 +123,11 @@ def test_the_commit_of_a_repository(tmp_path: Path) -> None:
 
 def test_a_missing_repository_is_named(tmp_path: Path) -> None:
     with pytest.raises(verify.VerifyError, match=r"none\.git"):
-        verify.head_of(f"file://{tmp_path}/none.git")
+        verify.head_of(f"{tmp_path}/none.git")
+
+
+def test_a_repository_of_the_nodes_is_left_to_the_agent(tmp_path: Path) -> None:
+    assert verify.head_of(f"file://{tmp_path}/only-on-the-nodes.git") == ""
 
 
 def test_weights_that_fit_are_counted() -> None:
