@@ -218,10 +218,8 @@ class DvcApi:
             ) from error
 
     def _record(self, output: Output, below: str) -> None:
-        try:
-            from .._links import record
-        except ImportError:
-            return
+        from .._links import record
+
         record(
             name=str(PurePosixPath(output.path) / below),
             version=self._files.version(self._rev, output.path, output.origin),

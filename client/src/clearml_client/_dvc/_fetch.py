@@ -66,7 +66,7 @@ def fetch(scratch: Path, output: Output, below: str, site: Site, asked: Optional
     if lost == []:
         progress.end()
         return
-    where = f"the remote {remote} ({site.url(remote)})" if remote else "the repository it is imported from"
+    where = _where(remote, site)
     told = f" DVC said: {said}" if said else ""
     name = f"{output.path}/{below}" if below else output.path
     if lost is None:
@@ -103,12 +103,17 @@ def fetch_some(scratch: Path, output: Output, paths: Sequence[str], site: Site, 
         entry for entry in wanted if not os.path.exists(object_path(site.objects(output.legacy), entry.md5))
     ]
     if lost:
-        where = f"the remote {remote} ({site.url(remote)})" if remote else "the repository it is imported from"
+        where = _where(remote, site)
         what = "the list of its files" if lost is True else f"{len(lost)} of its files"
         raise ClearmlClientError(
             f"{output.path}: {what} could not be fetched: {where} cannot be reached, or does not hold them, or holds "
             f"something else under their names. DVC said: {said} Check the remote's address and your access"
         )
+
+
+def _where(remote: Optional[str], site: Site) -> str:
+    """Return what an output comes from, in words."""
+    return f"the remote {remote} ({site.url(remote)})" if remote else "the repository it is imported from"
 
 
 def _fits(progress: "_Progress", output: Output, site: Site) -> bool:

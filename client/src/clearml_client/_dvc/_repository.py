@@ -40,15 +40,18 @@ class Output(NamedTuple):
 
 def configured() -> Tuple[Optional[str], Optional[str]]:
     """Return repository and revision as pyproject.toml names them."""
-    try:
-        from .._config import load
-    except ImportError:
-        return None, None
+    from .._config import load
+
     settings = load()
-    return getattr(settings, "dvc_repo", None) or None, getattr(settings, "dvc_rev", None) or None
+    return settings.dvc_repo, settings.dvc_rev
 
 
 def open_source(repo: Union[str, "os.PathLike[str]", None], rev: Optional[str]) -> "Source":
+    """Open a repository: a revision of it, or without one the folder as it is (of a URL, its default branch).
+
+    Raises:
+        ClearmlClientError: if there is no such repository or revision; the message says what to write instead.
+    """
     if repo is None:
         root = _search()
     else:
@@ -272,11 +275,13 @@ class Source:
         Raises:
             ClearmlClientError: if it is not under git, or has no such revision.
         """
-        name = str(self)
         if self.git is None:
-            raise ClearmlClientError(f"{name} is not under git, so it has no revision {rev!r}")
-        prefix = self.prefix.rstrip("/") or "."
-        return Commit(self.git, _resolve(self.git, rev, name), prefix, self.name(), self.folder())
+            raise ClearmlClientError(f"{self} is not under git, so it has no revision {rev!r}")
+        return self.at_commit(self.git, _resolve(self.git, rev, str(self)))
+
+    def at_commit(self, git: Path, commit: str) -> "Commit":
+        """Return a commit that is known to be there, such as a tag's: git is not asked for it again."""
+        return Commit(git, commit, self.prefix.rstrip("/") or ".", self.name(), self.folder())
 
     def name(self) -> str:
         """Return where the repository is, as somebody wrote it."""

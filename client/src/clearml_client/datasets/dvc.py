@@ -17,7 +17,7 @@ from .. import _cache
 from .._dvc import DvcApi
 from .._dvc._fetch import dvc_command, fetch_some
 from .._dvc._objects import Entry, hash_is, list_entries, object_path
-from .._dvc._repository import Output, masked, open_source, run_git
+from .._dvc._repository import Commit, Output, masked, open_source, run_git
 from .._dvc._settings import Site
 from .._dvc._trees import find_shared
 from .._errors import ClearmlClientError
@@ -81,8 +81,11 @@ class DvcStore:
             ]
         return self._known
 
+    def _at(self, commit: str) -> Commit:
+        return self._source.at_commit(self._git, commit)
+
     def _output(self, commit: str, name: str) -> Optional[Output]:
-        found = [output for output in self._source.at(commit).find(name) if output.path == name]
+        found = [output for output in self._at(commit).find(name) if output.path == name]
         return found[0] if found else None
 
     def _candidates(self, name: str) -> Iterator[Version]:
@@ -107,10 +110,7 @@ class DvcStore:
         """
         name = _clean(name)
         found = sorted(self._candidates(name), key=lambda version: (version_key(version.version), version.version))
-        if not found:
-            head = self._head(name)
-            found = [head]
-        return found
+        return found or [self._head(name)]
 
     def _head(self, name: str) -> Version:
         """Return what the repository has now.
@@ -123,7 +123,7 @@ class DvcStore:
             raise ClearmlClientError(f"{self._source} has no commit yet: git add and git commit what DVC tracks")
         output = self._output(commit, name)
         if output is None:
-            raise self._source.at(commit).untracked(name)
+            raise self._at(commit).untracked(name)
         return self._revision(name, commit[:12], commit, output)
 
     def _revision(self, name: str, version: str, commit: str, output: Output) -> Version:
@@ -152,7 +152,7 @@ class DvcStore:
         commit = str(self._source.at(selector).commit)
         output = self._output(commit, name)
         if output is None:
-            raise self._source.at(commit).untracked(name)
+            raise self._at(commit).untracked(name)
         return self._revision(name, selector, commit, output)
 
     def ls(self, *, unfinished: bool = False) -> List[Version]:
@@ -169,7 +169,7 @@ class DvcStore:
         output = self._output(commit, version.name)
         if output is None:
             raise ClearmlClientError(f"{version}: {version.name} is not tracked by DVC there")
-        return output, Site(self._source.at(commit))
+        return output, Site(self._at(commit))
 
     def _entries(self, version: Version) -> List[Entry]:
         """Return the files of a version; only their list is fetched."""
