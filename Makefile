@@ -80,6 +80,10 @@ verify: tools ## submit the example training, wait for it, read everything back
 nodes: tools ## all that nodes need, from Docker to workers: ARGS="-l gpu-07" adds or updates one
 	@$(PLAYBOOK) ansible/nodes.yml $(ARGS)
 
+.PHONY: images
+images: tools ## rebuild what changed of the images, share and take them (ARGS="-e perception_images_release=20261124": go back)
+	@$(PLAYBOOK) ansible/images.yml $(ARGS)
+
 .PHONY: drain
 drain: tools ## ARGS="-l gpu-07": let a node's experiments end, then stop its workers
 	@$(PLAYBOOK) ansible/drain.yml $(ARGS)
@@ -135,6 +139,15 @@ unit: tools-dev ## unit tests
 e2e: tools-dev ## real SDK, agent, clearml-data and browser on a server of its own (needs the images)
 	@$(BIN)/pytest tests/e2e
 
+.PHONY: perception
+perception: tools-dev ## the images for experiments: build what Debian alone can give, test them, and that builds are reproducible
+	@$(PLAYBOOK) ansible/images.yml -l localhost -e @tests/perception/matrix.yml
+	$(BIN)/pytest tests/perception
+
+.PHONY: sbom
+sbom: tools-dev ## IMAGE=trainyard/perception:3.11-cpu: list all its packages, and known vulnerabilities, into build/sbom/
+	@$(BIN)/python ansible/tools/sbom.py --folder $(BUILD)/sbom $(or $(IMAGE),trainyard/perception:3.11-cpu)
+
 .PHONY: molecule
 molecule: tools-dev ## the roles on test hosts: check, converge, idempotence, verify (SCENARIO=local, server or nodes)
 	@for scenario in $(SCENARIO)
@@ -153,6 +166,7 @@ bench: tools-dev ## print the benchmark tables (needs a deployed site)
 	@$(BIN)/python tests/bench/bench_lite.py
 	$(BIN)/python tests/bench/bench_start.py
 	$(BIN)/python tests/bench/bench_nodes.py
+	$(BIN)/python tests/bench/bench_images.py
 
 .PHONY: idempotence
 idempotence: tools ## a second run of the playbook must change nothing
@@ -161,11 +175,12 @@ idempotence: tools ## a second run of the playbook must change nothing
 	! grep -E 'changed=[1-9]|failed=[1-9]|unreachable=[1-9]' $(BUILD)/second-run.log
 
 .PHONY: test
-test: ## lint, unit, up, a second run, e2e: what CI runs
+test: ## lint, unit, up, a second run, images, e2e: what CI runs
 	@$(MAKE) lint
 	$(MAKE) unit
 	$(MAKE) up
 	$(MAKE) idempotence
+	$(MAKE) perception
 	$(MAKE) e2e
 
 .PHONY: test-all
@@ -174,19 +189,35 @@ test-all: ## test, then molecule and the benchmarks
 	$(MAKE) molecule
 	$(MAKE) bench
 
-PIP_COMPILE = $(BIN)/uv pip compile --quiet --upgrade --python-platform x86_64-manylinux_2_28 --generate-hashes \
+# UPGRADE= keeps what the locks have and adds or removes only what docker/groups asks for.
+UPGRADE ?= --upgrade
+# An index with CPU builds of torch, e.g. https://download.pytorch.org/whl/cpu: images of variant cpu get them instead of the CUDA ones.
+TORCH_CPU_INDEX ?=
+PIP_COMPILE = $(BIN)/uv pip compile --quiet $(UPGRADE) --python-platform x86_64-manylinux_2_28 --generate-hashes \
 	--no-emit-index-url --custom-compile-command "make lock"
 
 .PHONY: lock
-lock: tools-dev ## resolve every lock file anew: tools, lite, agent, perception images
-	@$(BIN)/uv lock --upgrade
-	$(BIN)/uv export --quiet --frozen --package trainyard-lite --no-emit-workspace --no-dev --no-header --output-file lite/requirements.txt
-	$(PIP_COMPILE) --python-version 3.11 agents/requirements.in --output-file agents/requirements.txt
-	for list in docker/locks/*.in; do
-		name=$$(basename "$$list" .in)
-		$(PIP_COMPILE) --python-version "$${name%%-*}" "$$list" --output-file "docker/locks/$$name.txt"
+lock: tools-dev ## resolve every lock file anew and show what changed (UPGRADE= keeps the versions, ONLY="3.11-cpu ..." does some)
+	@if [ -z "$(ONLY)" ]; then
+		$(BIN)/uv lock $(UPGRADE)
+		$(BIN)/uv export --quiet --frozen --package trainyard-lite --no-emit-workspace --no-dev --no-header --output-file lite/requirements.txt
+		$(PIP_COMPILE) --python-version 3.11 agents/requirements.in --output-file agents/requirements.txt
+		$(PIP_COMPILE) --python-version 3.8 docker/locks/uv.in --output-file docker/locks/uv.txt
+	fi
+	for python in 3.8 3.9 3.10 3.11 3.12 3.13
+	do
+		for variant in cpu cuda
+		do
+			[ -z "$(ONLY)" ] || [[ " $(ONLY) " == *" $$python-$$variant "* ]] || continue
+			index=()
+			if [ "$$variant" = cpu ] && [ -n "$(TORCH_CPU_INDEX)" ]; then
+				index=(--extra-index-url "$(TORCH_CPU_INDEX)" --index-strategy unsafe-best-match)
+			fi
+			$(PIP_COMPILE) "$${index[@]}" --python-version "$$python" docker/groups/*.in --output-file "docker/locks/$$python-$$variant.txt" ||
+				{ echo "docker/locks/$$python-$$variant.txt is as it was: uv says above which packages do not fit together (docs/images.md)" >&2; exit 1; }
+		done
 	done
-	git diff --stat -- '*.lock' '*.txt'
+	$(BIN)/python docker/locks/changes.py
 
 .PHONY: tools
 tools: $(VENV)/.tools-main ## prepare .venv with what deploys

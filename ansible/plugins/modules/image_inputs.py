@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -25,7 +27,7 @@ options:
   images:
     description:
       - Image name to C(paths) (files and folders below I(root)) and C(salt) (further text that must rebuild it).
-        An image with C(parent) is rebuilt when that one is.
+        An image with C(parent) is rebuilt when that one is. Of C(lock), a lock file, only what C(groups) need counts.
     type: dict
     required: true
   archive:
@@ -37,6 +39,14 @@ options:
 RETURN = r"""
 hashes:
   description: Image name to the hash of its inputs.
+  type: dict
+  returned: always
+locks:
+  description: Image name to the hash of what it has of its lock; empty without one.
+  type: dict
+  returned: always
+revisions:
+  description: Image name to the last commit that changed its inputs. C(-dirty) if they differ; empty without git.
   type: dict
   returned: always
 """
@@ -58,6 +68,33 @@ def files_below(root: Path, entry: str) -> list[Path]:
     return sorted(p for p in path.rglob("*") if p.is_file() and not LEFT_OUT.intersection(p.relative_to(root).parts))
 
 
+def cut_lock(root: Path, lock: str, groups: list[str]) -> bytes:
+    """Give the part of a lock that groups need, as the build cuts it.
+
+    Raises:
+        OSError: if that fails, as for a group that the lock does not have.
+    """
+    command = [sys.executable, str(root / "docker/locks/split.py"), str(root / lock), "--groups", *groups]
+    done = subprocess.run(command, capture_output=True)  # noqa: S603
+    if done.returncode != 0:
+        raise OSError(done.stderr.decode(errors="replace").strip())
+    return done.stdout
+
+
+def revision(root: Path, paths: list[str]) -> str:
+    """Name the last commit that changed these paths; nothing without git or its folder."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(root), *arguments, "--", *paths], capture_output=True, text=True)  # noqa: S603, S607
+        return done.stdout.strip()
+
+    try:
+        commit, changed = git("log", "-1", "--format=%H"), git("status", "--porcelain")
+    except OSError:
+        return ""
+    return commit + "-dirty" if commit and changed else commit
+
+
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(
@@ -70,6 +107,8 @@ def main() -> None:
     )
     root, images = Path(module.params["root"]), module.params["images"]
     hashes: dict[str, str] = {}
+    locks: dict[str, str] = {}
+    revisions: dict[str, str] = {}
     packed: dict[str, bytes] = {}
     try:
         for name, image in images.items():
@@ -78,7 +117,14 @@ def main() -> None:
                 inside, content = str(path.relative_to(root)), path.read_bytes()
                 packed[inside] = content
                 digest.update(f"\0{inside}\0{len(content)}\0".encode() + content)
+            locks[name] = ""
+            if lock := image.get("lock"):
+                packed[lock] = (root / lock).read_bytes()
+                content = cut_lock(root, lock, image["groups"])
+                locks[name] = hashlib.sha256(content).hexdigest()
+                digest.update(b"\0" + content)
             hashes[name] = digest.hexdigest()
+            revisions[name] = revision(root, [*image["paths"], *([image["lock"]] if "lock" in image else [])])
         archive = Path(module.params["archive"])
         archive.parent.mkdir(parents=True, exist_ok=True)
         # mtime, owner and mode are left at tarfile's zeros and defaults: the archive depends on names and content alone
@@ -89,7 +135,7 @@ def main() -> None:
                 tar.addfile(info, io.BytesIO(content))
     except (OSError, FileNotFoundError) as error:
         module.fail_json(msg=str(error))
-    module.exit_json(changed=False, hashes=hashes)
+    module.exit_json(changed=False, hashes=hashes, locks=locks, revisions=revisions)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,22 @@
+#!/bin/bash
+# One group of packages into the image's Python, exactly as the lock has them, or the client: install.sh GROUP|client
+set -euo pipefail
+group=$1
+export SSL_CERT_FILE=/run/site-ca.pem UV_CONFIG_FILE=/run/uv.toml UV_CACHE_DIR=/run/cache UV_LINK_MODE=copy UV_NO_PROGRESS=1
+[ -s "${SSL_CERT_FILE}" ] || unset SSL_CERT_FILE
+install=(/run/uv/bin/uv pip install --python /usr/bin/python3 --break-system-packages --no-deps)
+if [ "${group}" = client ]; then
+  cp -r /run/client /tmp/client
+  "${install[@]}" /tmp/client
+  # uv's note of when the files were written
+  site=$(python3 -c 'import importlib.metadata as m; print(m.distribution("clearml-client").locate_file(""))')
+  rm "${site}"/clearml_client-*.dist-info/uv_cache.json
+  sed -i '/uv_cache.json/d' "${site}"/clearml_client-*.dist-info/RECORD
+elif [[ " ${PACKAGE_GROUPS} " == *" ${group} "* ]]; then
+  # The list is the image's own record of what it has, and the constraint of whoever adds packages on top.
+  "${install[@]}" --require-hashes -r "/run/lists/${group}.txt"
+  install -D -m 0644 "/run/lists/${group}.txt" "/opt/trainyard/locks/${group}.txt"
+else
+  exit 0
+fi
+SOURCE_DATE_EPOCH=${FILES_EPOCH} bash /run/scripts/tidy.sh
