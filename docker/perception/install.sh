@@ -12,8 +12,10 @@ if [ "${group}" = client ]; then
   site=$(python3 -c 'import importlib.metadata as m; print(m.distribution("clearml-client").locate_file(""))')
   rm "${site}"/clearml_client-*.dist-info/uv_cache.json
   sed -i '/uv_cache.json/d' "${site}"/clearml_client-*.dist-info/RECORD
+  # For pip's -c, so that who adds packages on top leaves these as they are.
+  sed -nE 's/^([A-Za-z0-9._-]+)(\[[^]]*\])?(==[^ ;]+).*/\1\3/p' /opt/trainyard/locks/*.txt | sort -u >/opt/trainyard/constraints.txt
 elif [[ " ${PACKAGE_GROUPS} " == *" ${group} "* ]]; then
-  # The list is the image's own record of what it has, and the constraint of whoever adds packages on top.
+  # The image's own record of what it has.
   "${install[@]}" --require-hashes -r "/run/lists/${group}.txt"
   install -D -m 0644 "/run/lists/${group}.txt" "/opt/trainyard/locks/${group}.txt"
 else

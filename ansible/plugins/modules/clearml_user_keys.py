@@ -69,6 +69,10 @@ options:
     description: Address of the file server in the files.
     type: str
     required: true
+  client_image:
+    description: Image for experiments of repositories that name none, such as C(trainyard/perception:{python}-cpu).
+    type: str
+    default: ""
 """
 
 RETURN = r"""
@@ -108,10 +112,16 @@ CERTIFICATE = f"""\
     verify_certificate: ${{HOME}}"/{AUTHORITY}"
 """
 # The SDK's transfers of files do not read the above.
-ENVIRONMENT = f"""\
-environment {{
+CERTIFICATE_ENVIRONMENT = f"""\
     CLEARML_API_HOST_VERIFY_CERT: ${{HOME}}"/{AUTHORITY}"
-}}
+"""
+IMAGE_ENVIRONMENT = """\
+    # The site's image for repositories that name none (clearml_client).
+    CLEARML_CLIENT_IMAGE: "{image}"
+"""
+ENVIRONMENT = """\
+environment {{
+{lines}}}
 sdk {{
     apply_environment: true
 }}
@@ -201,13 +211,16 @@ class Keys:
 
     def _text(self, username: str, key: str, secret: str) -> str:
         given = self._given
+        lines = CERTIFICATE_ENVIRONMENT if given["ca_path"] else ""
+        if given["client_image"]:
+            lines += IMAGE_ENVIRONMENT.format(image=given["client_image"])
         return TEXT.format(
             username=username,
             web_url=given["web_url"],
             api_url=given["client_api_url"] or given["api_url"],
             files_url=given["files_url"],
             certificate=CERTIFICATE if given["ca_path"] else "",
-            environment=ENVIRONMENT if given["ca_path"] else "",
+            environment=ENVIRONMENT.format(lines=lines) if lines else "",
             key=key,
             secret=secret,
         )
@@ -268,6 +281,7 @@ def main() -> None:
             "client_api_url": {"type": "str"},
             "web_url": {"type": "str", "required": True},
             "files_url": {"type": "str", "required": True},
+            "client_image": {"type": "str", "default": ""},
         },
         supports_check_mode=True,
     )
