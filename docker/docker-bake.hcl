@@ -17,6 +17,7 @@ variable "SITE_DIR" { default = "" }
 variable "BASE_INPUTS" { default = "" }
 variable "LITE_INPUTS" { default = "" }
 variable "AGENT_INPUTS" { default = "" }
+variable "REGISTRY_INPUTS" { default = "" }
 # The date of every file that a build of the perception images writes: 2025-01-01. The same inputs give the same layers.
 variable "FILES_EPOCH" { default = "1735689600" }
 
@@ -58,6 +59,13 @@ target "agent" {
   dockerfile = "agents/Dockerfile"
   tags       = ["trainyard/agent:${VERSION}"]
   labels     = { "io.trainyard.inputs" = AGENT_INPUTS }
+}
+
+target "registry" {
+  inherits   = ["_site"]
+  dockerfile = "docker/registry/Dockerfile"
+  tags       = ["trainyard/registry:${VERSION}"]
+  labels     = { "io.trainyard.inputs" = REGISTRY_INPUTS }
 }
 
 # Where each Python comes from: the release of Debian or Ubuntu that has it. provider uv takes any of them on SYSTEMS.uv.

@@ -63,6 +63,9 @@ def stamp(image: str, epoch: int) -> str:
     if changed != config:
         text = json.dumps(changed, sort_keys=True, separators=(",", ":")).encode()
         docker("load", "--quiet", given=archive(text, image, len(config["rootfs"]["diff_ids"])))
+        if docker("image", "inspect", "--format", "{{len .RepoTags}}", found) == "0":
+            # the configuration alone; its layers are the new one's too
+            docker("image", "rm", "--no-prune", found)
     return docker("image", "inspect", "--format", "{{.Id}}", image)
 
 

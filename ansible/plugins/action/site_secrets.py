@@ -50,6 +50,7 @@ def complete(content: dict) -> list[str]:
     add("vault_clearml_admin_password", content, "vault_clearml_admin_password", lambda: secret(20))
     add("vault_clearml_server_session_secret", content, "vault_clearml_server_session_secret", lambda: secret(54))
     add("vault_clearml_server_token_secret", content, "vault_clearml_server_token_secret", lambda: secret(54))
+    add("vault_registry_password", content, "vault_registry_password", lambda: secret(32))
     for service in ("mongo", "elasticsearch", "redis"):
         name = f"vault_clearml_server_{service}_password"
         add(name, content, name, lambda: secret(40))
