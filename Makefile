@@ -84,6 +84,10 @@ nodes: tools ## all that nodes need, from Docker to workers: ARGS="-l gpu-07" ad
 images: tools ## rebuild what changed of the images, share and take them (ARGS="-e perception_images_release=20261124": go back)
 	@$(PLAYBOOK) ansible/images.yml $(ARGS)
 
+.PHONY: registry-gc
+registry-gc: tools ## free the disk of the site's registry of deleted images (it is stopped meanwhile)
+	@$(PLAYBOOK) ansible/images.yml -l clearml_registry -e image_registry_collect_garbage=true $(ARGS)
+
 .PHONY: drain
 drain: tools ## ARGS="-l gpu-07": let a node's experiments end, then stop its workers
 	@$(PLAYBOOK) ansible/drain.yml $(ARGS)
