@@ -21,5 +21,6 @@ def test_all_packages_are_listed(image: str, tmp_path: Path) -> None:
     listed = {entry["name"].lower() for entry in json.loads(python.read_text())["components"]}
     pins = said("docker", "run", "--rm", "--entrypoint", "sh", image, "-c", "cat /opt/trainyard/locks/*.txt")
     assert listed == {line.split("==")[0].split("[")[0].lower() for line in pins.splitlines() if "==" in line}
-    packages = said("docker", "run", "--rm", "--entrypoint", "dpkg-query", image, "--show", "--showformat", "${Package}\n")
+    query = ("dpkg-query", image, "--show", "--showformat", "${Package}\n")
+    packages = said("docker", "run", "--rm", "--entrypoint", *query)
     assert set(packages.split()) <= {entry["name"] for entry in json.loads(debian.read_text())["components"]}
