@@ -130,6 +130,7 @@ lint: tools-dev ## every linter, on everything
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy agents/*.py ansible/tools/*.py tests/e2e/*.py
+	$(BIN)/mypy docker/*.py docker/locks/*.py tests/perception/*.py
 	$(BIN)/yamllint --strict .
 	$(BIN)/ansible-lint --offline
 	git ls-files -z -- '*.sh' .ci/run | xargs -0 -r $(BIN)/shellcheck
