@@ -8,6 +8,8 @@ SOURCE_DATE_EPOCH for that from version 0.11 on; where it did, nothing is left t
 an archive with the new configuration alone is loaded, since the engine has all layers that it names.
 """
 
+from __future__ import annotations
+
 import argparse
 import hashlib
 import io
@@ -17,6 +19,7 @@ import sys
 import tarfile
 import time
 from pathlib import Path
+from typing import Any
 
 
 def docker(*arguments: str, given: bytes = b"") -> str:
@@ -31,7 +34,7 @@ def docker(*arguments: str, given: bytes = b"") -> str:
     return done.stdout.decode().strip()
 
 
-def stamped(config: dict, date: str) -> dict:
+def stamped(config: dict[str, Any], date: str) -> dict[str, Any]:
     """Return an image's configuration with that date throughout."""
     return {**config, "created": date, "history": [{**entry, "created": date} for entry in config["history"]]}
 
