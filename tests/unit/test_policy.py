@@ -544,7 +544,8 @@ def test_arguments_are_split_as_clearml_agent_splits_them() -> None:
 # take a value.
 HELP = """
 --add-host list | --annotation map | -a, --attach list | --blkio-weight uint16 | --blkio-weight-device list
---cap-add list | --cap-drop list | --cgroup-parent string | --cgroupns string | --cidfile string | --cpu-count int | --cpu-percent int
+--cap-add list | --cap-drop list | --cgroup-parent string | --cgroupns string | --cidfile string | --cpu-count int
+--cpu-percent int
 --cpu-period int | --cpu-quota int | --cpu-rt-period int | --cpu-rt-runtime int | -c, --cpu-shares int | --cpus decimal
 --cpuset-cpus string | --cpuset-mems string | -d, --detach | --detach-keys string | --device list
 --device-cgroup-rule list | --device-read-bps list | --device-read-iops list | --device-write-bps list
