@@ -89,6 +89,8 @@ _OWN_LABEL = re.compile(r"(clearml|trainyard|com\.docker)[.-].*", re.ASCII | re.
 _SIZE = re.compile(r"[0-9]+(\.[0-9]+)?[kmgtp]?i?b?", re.ASCII | re.I)
 _ULIMIT = re.compile(r"[a-z]+=-?[0-9]+(:-?[0-9]+)?", re.ASCII)
 _TEMPLATE = re.compile(r"\$\{?CLEARML_", re.I)
+# Of Linux: one word of a command (MAX_ARG_STRLEN), and a safe part of what all of them may have.
+_LONGEST_WORD, _LONGEST_COMMAND = 128 * 1024 - 1, 1024 * 1024
 _LONGEST = 200
 _LONGEST_IMAGE = 600  # 255 for the name, 128 for the tag, 135 for the digest, and the registry
 
@@ -174,8 +176,6 @@ def parse(words: Sequence[str]) -> Command:
     rest = list(words)
     while rest:
         word = rest[0]
-        if "\0" in word:
-            raise MalformedError(f"{shown(word)} has a zero byte")
         if not word.startswith("-") or word == "-":
             break
         rest.pop(0)
@@ -230,8 +230,6 @@ def _switch(name: str, spelled: str, value: str | None) -> Option:
 def _next(spelled: str, rest: list[str]) -> str:
     if not rest:
         raise MalformedError(f"{spelled} has no value; write {spelled} VALUE")
-    if "\0" in rest[0]:
-        raise MalformedError(f"the value of {spelled} has a zero byte")
     return rest.pop(0)
 
 
@@ -252,6 +250,9 @@ def refusal(command: Sequence[str], own: Sequence[str], image: str, rules: Rules
         return f"{problem}. Change the experiment's container image and enqueue it again."
     if list(command[:2]) != ["docker", "run"] or list(own[:2]) != ["docker", "run"]:
         return f"the worker would run {shown(' '.join(command[:2]))} instead of docker run: report this as a fault."
+    problem = _word_problem(command)
+    if problem:
+        return f"its container's setup script or arguments cannot be handed to docker run: {problem}."
     try:
         expected = parse(own[2:])
         given = parse(rules.given).options
@@ -273,6 +274,24 @@ def refusal(command: Sequence[str], own: Sequence[str], image: str, rules: Rules
             "-e NAME=value, and enqueue it again."
         )
     return _options_problem(_left(found.options, expected.options), expected.options, given, rules)
+
+
+def _word_problem(command: Sequence[str]) -> str | None:
+    """Say what the system does not start a program with; None when there is no such word."""
+    total = 0
+    for word in command:
+        try:
+            length = len(word.encode())
+        except UnicodeEncodeError:
+            return f"{shown(word)} has a character that is half of one; take it out"
+        if "\0" in word:
+            return f"{shown(word)} has a zero byte; take it out"
+        if length > _LONGEST_WORD:
+            return f"{shown(word)} has {length} bytes; keep it below 128 KiB, or put it into the repository"
+        total += length + 1
+    if total > _LONGEST_COMMAND:
+        return f"together they have {total} bytes; keep them below 1 MiB"
+    return None
 
 
 def _left(options: Iterable[Option], own: Iterable[Option]) -> list[Option]:

@@ -572,6 +572,18 @@ class Literal(upstream.DockerArgsTemplateResolver):  # type: ignore[misc]
         return full_docker_cmd
 
 
+class Sanitizer(upstream.DockerArgsSanitizer):  # type: ignore[misc]
+    """Hides secrets where a command is shown, and ends no worker over words that it cannot read."""
+
+    @classmethod
+    def sanitize_docker_command(cls, session: object, docker_command: list[str]) -> list[str]:
+        """Return the words to show."""
+        try:
+            return super().sanitize_docker_command(session, docker_command)  # type: ignore[no-any-return]
+        except (IndexError, ValueError):  # -e at the end; an address with half of an IPv6 one
+            return ["(not shown)"]
+
+
 def main() -> int:
     """Run clearml-agent."""
     from clearml_agent import __main__ as program
@@ -579,6 +591,7 @@ def main() -> int:
 
     upstream.get_next_task = next_task
     upstream.DockerArgsTemplateResolver = Literal
+    upstream.DockerArgsSanitizer = Sanitizer
     commands.Worker = Worker
     threading.Thread(target=watch, daemon=True).start()
     return int(program.main() or 0)

@@ -131,8 +131,9 @@ def test_templates_cannot_read_the_node_s_key(platform: Platform, api: ClearmlAp
     [
         ("-e A=1 -tv{folder}:/host", "asks for -t -v={folder}:/host, which this site does not allow"),
         ("-e A=1 {image}", "for the image, not"),
-        ("-e", "for the image, not 'trainyard"),
+        ("-e", "would take 'bash' for the image"),
         ("-e 'A=1", "close each quote"),
+        ("-e A=http://[@ -e", "would take 'bash' for the image"),
         ("-e HTTP_PROXY", "write -e NAME=value"),
         ("--env-file=/etc/clearml/clearml.conf", "asks for --env-file=/etc/clearml/clearml.conf"),
     ],
@@ -153,9 +154,17 @@ def test_what_is_allowed_still_runs(api: ClearmlApi, digits: str) -> None:
         QUEUE,
         script='echo "wall: $X, $Y, $(df --output=size /dev/shm | tail -n1) kB"',
         image=TASK_IMAGE,
-        arguments="-e X=1 --env 'Y=a --rm b' --shm-size=256m",
+        arguments="-e X=1 --env 'Y=a --rm b' -e Z=http://[@ --shm-size=256m",
     )
     wait_for_status(api, task, "completed", 180)
     text = console(api, task)
     assert "wall: 1, a --rm b, " in text
     assert " 262144 kB" in text
+
+
+@pytest.mark.usefixtures("workers")
+def test_a_setup_script_that_no_command_can_hold_is_refused(
+    platform: Platform, api: ClearmlApi, digits: str, canary: Path
+) -> None:
+    task = submit(api, digits, QUEUE, script=f"echo {'x' * 140_000}", image=TASK_IMAGE)
+    assert "keep it below 128 KiB" in refused(api, platform, task, canary)

@@ -333,7 +333,7 @@ REFUSED = [
     ("--ulimit=nofile", "with its limits"),
     ("--ulimit=nofile=1:2:3", "with its limits"),
     ("--ulimit -v", "with its limits"),
-    ("-e 'A=\0'", NOT_READ, "zero byte"),
+    ("-e 'A=\0'", "zero byte"),
 ]
 
 
@@ -521,6 +521,21 @@ def test_a_command_that_lost_or_changed_words_of_the_worker_is_refused() -> None
     for changed in ([*base[:-4], "alpine", *base[-3:]], [*base, "more"], ["docker", "exec", *base[2:]], ["run"], []):
         assert policy.refusal(changed, base, IMAGE, RULES)
     assert policy.refusal(base, [], IMAGE, RULES), "the worker made no command"
+
+
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [("a\0b", "zero byte"), ("\ud800", "half of one"), ("x" * 131072, "below 128 KiB")],
+)
+def test_what_no_program_can_be_started_with_is_refused(word: str, reason: str) -> None:
+    assert reason in (refusal(["-e", f"A={word}"]) or "")
+    base = [*own()[:-1], f"{word} ; clearml_agent"]  # a setup script
+    assert reason in (policy.refusal(base, base, IMAGE, RULES) or "")
+
+
+def test_a_command_that_is_too_long_for_the_system_is_refused() -> None:
+    assert "below 1 MiB" in (refusal(["-e", f"A={'x' * 60_000}"] * 20) or "")
+    assert refusal(["-e", f"A={'x' * 60_000}"] * 10) is None
 
 
 def test_site_arguments_that_cannot_be_read_are_named_as_such() -> None:
