@@ -89,9 +89,7 @@ def refused(api: ClearmlApi, platform: Platform, task: str, canary: Path) -> str
 def test_an_image_that_is_an_option_is_refused(
     platform: Platform, workers: dict[str, Worker], api: ClearmlApi, digits: str, canary: Path, queue: str
 ) -> None:
-    task = submit(
-        api, digits, queue, script="cat /host/canary", image=f"--volume={canary.parent}:/host", arguments=TASK_IMAGE
-    )
+    task = submit(api, digits, queue, script="cat /host/canary", image=f"--volume={canary.parent}:/host")
     text = refused(api, platform, task, canary)
     assert f"the image is '--volume={canary.parent}:/host', which is not the name of an image" in text
     assert "write one image, for example" in text
