@@ -145,6 +145,12 @@ def test_arguments_that_are_not_allowed_are_refused(
 
 
 @pytest.mark.usefixtures("workers")
+def test_an_image_without_arguments_still_runs(api: ClearmlApi, digits: str) -> None:
+    task = submit(api, digits, QUEUE, script="echo wall", image=TASK_IMAGE)
+    wait_for_status(api, task, "completed", 180)
+
+
+@pytest.mark.usefixtures("workers")
 def test_what_is_allowed_still_runs(api: ClearmlApi, digits: str) -> None:
     task = submit(
         api,
