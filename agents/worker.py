@@ -69,6 +69,8 @@ DRAIN, RECORD = STATE / "drain", STATE / "task.json"
 TASK_ARGUMENTS = shlex.split(os.environ.get("TRAINYARD_TASK_ARGUMENTS", ""))
 # What clearml.conf makes of agent.docker_container_name_format.
 CONTAINER_NAME = re.compile(r"clearml-id-([0-9a-f]{32})-")
+# A variable whose value nobody should read in a console: the site may give its experiments a token, say.
+SECRET = re.compile(r"(?is)^((?:-e=?|--env=)?[a-z0-9_]*(?:key|token|pass|secret|credential)[a-z0-9_]*=).+")
 # The container was killed (SIGKILL, SIGTERM), or its host went down under it (255).
 KILLED = {137, 143, 255}
 # Runtime properties of an experiment: the image that it ran in, and the id of the one that it must run in.
@@ -579,9 +581,10 @@ class Sanitizer(upstream.DockerArgsSanitizer):  # type: ignore[misc]
     def sanitize_docker_command(cls, session: object, docker_command: list[str]) -> list[str]:
         """Return the words to show."""
         try:
-            return super().sanitize_docker_command(session, docker_command)  # type: ignore[no-any-return]
+            shown = super().sanitize_docker_command(session, docker_command)
         except (IndexError, ValueError):  # -e at the end; an address with half of an IPv6 one
             return ["(not shown)"]
+        return [SECRET.sub(r"\1********", word) for word in shown]
 
 
 def main() -> int:
