@@ -176,7 +176,7 @@ def image_registry_user_problems(users: Any, host: str) -> list[str]:
     """Find what is wrong in ``image_registry_users``. A problem never tells a password."""
     if isinstance(users, (str, Mapping)) or not isinstance(users, Sequence) or not users:
         return [
-            f"{host}: image_registry_users (value hidden) is no list of users; write a list of {{name, password}}, at "
+            f"{host}: image_registry_users (value hidden) is not a list of users; write a list of {{name, password}}, at "
             "least one, with passwords from the vault"
         ]
     problems: list[str] = []
@@ -207,7 +207,7 @@ def _password_fault(password: Any) -> str:
     if password in (None, ""):
         return "is missing; write one of the vault's"
     if not isinstance(password, str):
-        return "is no text; put it in quotes"
+        return "is not text; put it in quotes"
     if len(password) < SHORTEST_PASSWORD:
         return f"has {len(password)} characters; write {SHORTEST_PASSWORD} or more"
     if not (password.isascii() and password.isprintable()):

@@ -1,0 +1,30 @@
+# Part of Trainyard.
+"""Documentation of the action trainyard_values, which does all of it on the controller."""
+
+from __future__ import annotations
+
+DOCUMENTATION = """
+module: trainyard_values
+short_description: Compare the values of variables with the specifications of roles
+description:
+  - Runs on the controller and asks no host.
+  - C(meta/argument_specs.yml) of a role has the types of its variables, C(meta/value_types.yml) the kinds of their values.
+options:
+  roles:
+    description: The roles that hosts of a group run, by group. All hosts of the play are checked; fails for none of them.
+    type: dict
+  role:
+    description: One role, whose variables are checked as this host has them. Fails when something is wrong.
+    type: str
+  facts:
+    description: Whether facts are known. Without them, values that need some are left out.
+    type: bool
+    default: true
+"""
+RETURN = """
+problems:
+  description: What is wrong, each a sentence that starts with the host's name.
+  type: list
+  elements: str
+  returned: always
+"""
