@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -200,8 +199,8 @@ def _node_problems(host: str, node: Mapping[str, Any], names: dict[str, str]) ->
             owners.setdefault(gpu, name)
         if worker["services"] and worker["gpus"]:
             problems.append(
-                f"{host}: {variable} gives worker {name!r} services and the GPUs {worker['gpus']}; its experiments would "
-                "share them: write one of both"
+                f"{host}: {variable} gives worker {name!r} services and the GPUs {worker['gpus']}; its experiments "
+                "would share them: write one of both"
             )
         for queue in worker["queues"]:
             if not isinstance(queue, str) or not SAFE_NAME.match(queue) or len(queue) < 3:
@@ -251,23 +250,23 @@ def clearml_agent_problems(settings: Mapping[str, Any], host: str) -> list[str]:
     user, token, key = settings["user"], settings["token"], settings["ssh_key"]
     if token and key:
         problems.append(
-            f"{host}: clearml_agent_git_token and clearml_agent_git_ssh_key are both set (values hidden), and the agent "
-            "would use the token for every repository: write one of them"
+            f"{host}: clearml_agent_git_token and clearml_agent_git_ssh_key are both set (values hidden), and the "
+            "agent would use the token for every repository: write one of them"
         )
     if bool(user) != bool(token):
         problems.append(
-            f"{host}: clearml_agent_git_user and clearml_agent_git_token belong together: write both, for example git-bot "
-            "and its token from the vault, or none"
+            f"{host}: clearml_agent_git_user and clearml_agent_git_token belong together: write both, for example "
+            "git-bot and its token from the vault, or none"
         )
     if key and "PRIVATE KEY-----" not in key:
         problems.append(
-            f"{host}: clearml_agent_git_ssh_key (value hidden) is not a private key: write its text, -----BEGIN OPENSSH "
-            "PRIVATE KEY----- and so on, not its path"
+            f"{host}: clearml_agent_git_ssh_key (value hidden) is not a private key: write its text, -----BEGIN "
+            "OPENSSH PRIVATE KEY----- and so on, not its path"
         )
     elif key and not settings["known_hosts"]:
         problems.append(
-            f"{host}: clearml_agent_git_known_hosts is empty: write what `ssh-keyscan HOST` prints for the repositories' "
-            "host, otherwise no key of it is believed"
+            f"{host}: clearml_agent_git_known_hosts is empty: write what `ssh-keyscan HOST` prints for the "
+            "repositories' host, otherwise no key of it is believed"
         )
     return problems
 
@@ -293,8 +292,8 @@ def _domain_problems(server: Mapping[str, Any], host: str) -> list[str]:
         for variable, what in (("tls_certificate", "certificate and its chain"), ("tls_key", "private key")):
             if not server[variable]:
                 problems.append(
-                    f"{host}: clearml_server_{variable} is empty: write the path of a PEM file on this machine with the "
-                    f"{what}, for example /etc/ssl/site/clearml.pem"
+                    f"{host}: clearml_server_{variable} is empty: write the path of a PEM file on this machine "
+                    f"with the {what}, for example /etc/ssl/site/clearml.pem"
                 )
         if not problems:
             names = [f"{label}.{domain}" for label in ("app", "api", "files")]

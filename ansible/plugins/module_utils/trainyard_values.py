@@ -39,16 +39,40 @@ LOGIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]*\Z")
 CREDENTIALS = re.compile(r"(?<=//)[^/@\s]*@")
 # Folders that no experiment may have whole: they hold the node itself.
 NODE_FOLDERS = frozenset(
-    "/ /bin /boot /dev /etc /home /lib /lib32 /lib64 /opt /proc /root /run /sbin /sys /usr /usr/bin /usr/lib /usr/local "
-    "/usr/sbin /var /var/lib /var/lib/docker /var/run".split()
+    [
+        "/",
+        "/bin",
+        "/boot",
+        "/dev",
+        "/etc",
+        "/home",
+        "/lib",
+        "/lib32",
+        "/lib64",
+        "/opt",
+        "/proc",
+        "/root",
+        "/run",
+        "/sbin",
+        "/sys",
+        "/usr",
+        "/usr/bin",
+        "/usr/lib",
+        "/usr/local",
+        "/usr/sbin",
+        "/var",
+        "/var/lib",
+        "/var/lib/docker",
+        "/var/run",
+    ]
 )
 
 
 class Complaint(NamedTuple):
     """What is wrong with one value.
 
-    ``path`` names it (``clearml_agent_workers[0].memory``), ``state`` is what it is, ``told`` what to write. ``shape``: it
-    has another type than it must have, so nothing that reads it can be asked.
+    ``path`` names it (``clearml_agent_workers[0].memory``), ``state`` is what it is, ``told`` what to write. ``shape``:
+    it has another type than it must have, so nothing that reads it can be asked.
     """
 
     variable: str
@@ -260,7 +284,7 @@ def controller_file(value: Any, settings: Settings) -> str:
         return wrong
     place = Path(str(value))
     if not place.is_absolute():
-        return "it means another file in every folder; write its whole path, for example '{{ inventory_dir }}/files/ca.pem'"
+        return "it is another file in every folder; write its whole path, e.g. '{{ inventory_dir }}/files/ca.pem'"
     return _read(place)[1]
 
 
@@ -277,7 +301,7 @@ def _read(place: Path) -> tuple[bytes, str]:
 
 
 def pem_fault(content: bytes, what: str) -> str:
-    """Return what keeps ``content`` from being PEM of certificates or of a private key (``what``); empty for nothing."""
+    """Return why ``content`` is not PEM of certificates or of a private key (``what``); empty when it is."""
     wanted = "-----BEGIN PRIVATE KEY----- and so on" if what == "key" else "-----BEGIN CERTIFICATE----- and so on"
     if what == "key":
         if b"PRIVATE KEY-----" not in content:
@@ -289,7 +313,7 @@ def pem_fault(content: bytes, what: str) -> str:
             protected = isinstance(error, TypeError)
             why = "its key has a password" if protected else "its key is damaged or of an unknown kind"
             return f"{why}; write a PEM file with a private key without a password"
-        except Exception:  # noqa: BLE001 - the library raises kinds of its own for what it does not support
+        except Exception:
             return "its key is of a kind that is not supported; write a PEM file with an RSA or EC key"
         return ""
     if b"BEGIN CERTIFICATE-----" not in content and b"BEGIN TRUSTED CERTIFICATE" not in content:
@@ -311,7 +335,7 @@ def pem_fault(content: bytes, what: str) -> str:
 
 
 def pem(value: Any, settings: Settings) -> str:
-    """PEM: ``what`` (certificate or key), ``where`` (controller, or node: read later, by SSH; text: the value itself)."""
+    """PEM: ``what`` (certificate, key), ``where`` (controller; node: read later, by SSH; text: the value itself)."""
     what, where = settings.get("what", "certificate"), settings.get("where", "controller")
     if where == "node":
         return path(value, {"example": "/etc/ssl/certs/ca-certificates.crt"})
@@ -363,7 +387,7 @@ def host_fault(value: str) -> str:
 
 
 def host(value: Any, settings: Settings) -> str:
-    """A name or IPv4 address: ``domain`` (a name with a dot), ``port`` (may follow), ``reachable`` (by other machines)."""
+    """A name or IPv4 address: ``domain`` (with a dot), ``port`` (may follow), ``reachable`` (by other machines)."""
     example = settings.get("example", "clearml.example.org")
     wrong = text(value, {"example": example})
     if wrong:
@@ -385,9 +409,7 @@ def host(value: Any, settings: Settings) -> str:
     if settings.get("reachable") and (
         name.lower() == "localhost"
         or name.lower().startswith("localhost.")
-        or (
-            found is not None and (found.is_loopback() or found == netaddr.IPAddress("0.0.0.0") or found.is_multicast())
-        )  # noqa: S104
+        or (found is not None and (found.is_loopback() or found.is_multicast() or int(found) == 0))
     ):
         return (
             "for another machine or a container that is the machine or the container itself; write the address that "
@@ -449,7 +471,8 @@ def url(value: Any, settings: Settings) -> str:
     if parts is None or not parts.hostname or parts.netloc.endswith(":") or parts.port == 0:
         return f"its host or port is not one; {help_}"
     if parts.scheme not in schemes:
-        return f"its scheme is {parts.scheme!r}; write {' or '.join(f'{scheme}://' for scheme in schemes)}, for example {example}"
+        wanted = " or ".join(f"{scheme}://" for scheme in schemes)
+        return f"its scheme is {parts.scheme!r}; write {wanted}, for example {example}"
     if "@" in parts.netloc and not settings.get("credentials"):
         return f"it has a user or a password in it, which others would see; {help_}"
     if not (_is_ipv6(parts.hostname) and "[" in parts.netloc) and (why := host_fault(parts.hostname)):
@@ -476,7 +499,7 @@ def no_proxy(value: Any, settings: Settings) -> str:
         return wrong
     for entry in (part.strip() for part in value.split(",")):
         if re.search(r"\s|://", entry):
-            return f"{entry!r} is not one host; write names, addresses and domains with commas between, for example {example}"
+            return f"{entry!r} is not one host; write names and addresses with commas between, for example {example}"
         if "/" in entry:
             try:
                 netaddr.IPNetwork(entry)
@@ -651,7 +674,7 @@ def _walk(place: str, option: Mapping[str, Any], value: Any) -> Iterator[Found]:
         if isinstance(value, Mapping):
             yield from _walk_keys(place, option, value)
         else:
-            # What is in it may be a secret: one of its keys says so, and nobody can know which part of the text that is.
+            # What is in it may be the secret that one of its keys would hold.
             secret = hidden or any(inner.get("no_log") for inner in (option.get("options") or {}).values())
             yield place, "(value hidden)" if secret else state, f"write a mapping{_like(option)}", True
     elif kind != "raw" or "kind" in rule:

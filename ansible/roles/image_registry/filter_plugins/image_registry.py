@@ -176,8 +176,8 @@ def image_registry_user_problems(users: Any, host: str) -> list[str]:
     """Find what is wrong in ``image_registry_users``. A problem never tells a password."""
     if isinstance(users, (str, Mapping)) or not isinstance(users, Sequence) or not users:
         return [
-            f"{host}: image_registry_users (value hidden) is not a list of users; write a list of {{name, password}}, at "
-            "least one, with passwords from the vault"
+            f"{host}: image_registry_users (value hidden) is not a list of users; write a list of {{name, password}}, "
+            "at least one, with passwords from the vault"
         ]
     problems: list[str] = []
     seen: dict[str, str] = {}
