@@ -21,11 +21,21 @@ from urllib.parse import SplitResult, urlsplit
 import netaddr
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from docker_image.reference import InvalidReference, Reference
 from trainyard_paths import path_problem
 
-__all__ = ["KINDS", "Complaint", "augment", "bytes_of", "complaints", "host_fault", "image_fault", "pem_fault"]
+__all__ = [
+    "KINDS",
+    "Complaint",
+    "augment",
+    "bytes_of",
+    "complaints",
+    "host_fault",
+    "image_fault",
+    "pair_problems",
+    "pem_fault",
+]
 
 Settings = Mapping[str, Any]
 
@@ -351,6 +361,48 @@ def pem(value: Any, settings: Settings) -> str:
         return wrong
     content, wrong = _read(Path(value)) if Path(value).is_absolute() else (b"", controller_file(value, settings))
     return wrong or pem_fault(content, what)
+
+
+def pair_problems(certificate: tuple[str, str], key: tuple[str, str], names: Sequence[str]) -> list[str]:
+    """Return what would keep clients from believing a certificate of the site's own.
+
+    Args:
+        certificate: the variable with its path on this machine, and the path.
+        key: the same of its private key.
+        names: what it must be for.
+
+    Returns:
+        Sentences. A file that is not what it should be has a complaint of its kind, and none here.
+    """
+    content, secret = _read(Path(certificate[1]))[0], _read(Path(key[1]))[0]
+    try:
+        first = x509.load_pem_x509_certificates(content)[0]
+        public = load_pem_private_key(secret, password=None).public_key()
+    except (ValueError, TypeError, IndexError):
+        return []
+    variable = f"{certificate[0]} is {certificate[1]!r}"
+    problems = []
+    try:
+        alternatives = first.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        covered = {name.lower() for name in alternatives.get_values_for_type(x509.DNSName)}
+        covered |= {str(ip) for ip in alternatives.get_values_for_type(x509.IPAddress)}
+    except x509.ExtensionNotFound:
+        covered = set()
+    missing = [name for name in names if not {name.lower(), "*." + name.lower().partition(".")[2]} & covered]
+    if missing:
+        problems.append(
+            f"{variable}, which is for {', '.join(sorted(covered)) or 'no name'}, not for {', '.join(missing)}: write "
+            f"one that has {', '.join(names)} among its alternative names"
+        )
+    end = first.not_valid_after_utc
+    if end < datetime.now(UTC) and not pem_fault(content, "certificate"):  # only the chain behind it is valid
+        problems.append(f"{variable}, which was valid until {end:%Y-%m-%d}: write one that is valid")
+    form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    if public.public_bytes(*form) != first.public_key().public_bytes(*form):
+        problems.append(
+            f"{key[0]} is {key[1]!r}, which is not the key of {certificate[1]!r}: write the path of its key"
+        )
+    return problems
 
 
 # --- the network -----------------------------------------------------------------------------------------------------
@@ -702,8 +754,8 @@ def _walk_leaf(place: str, option: Mapping[str, Any], value: Any, state: str) ->
         if told:
             if option.get("no_log") and (not isinstance(value, str) or value in told):
                 told = f"write text, in quotes{_like(option)}"
-            wanted = (int, float, str) if kind in ("int", "float") else str
-            yield place, state, told, kind == "raw" or not isinstance(value, wanted)
+            right = _number(value) is not None if kind in ("int", "float") else isinstance(value, str)
+            yield place, state, told, kind == "raw" or not right
             return
     # What Ansible itself says when the role starts.
     if ArgumentSpecValidator({"value": {"type": kind}}).validate({"value": value}).error_messages:

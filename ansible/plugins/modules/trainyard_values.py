@@ -27,4 +27,8 @@ problems:
   type: list
   elements: str
   returned: always
+authorities:
+  description: By host, the files on it that must hold authorities, each with the variable that names it.
+  type: dict
+  returned: with O(roles)
 """
