@@ -353,12 +353,15 @@ def test_files_with_certificates_and_keys(tmp_path: Path) -> None:
 ROLES = sorted(path.parents[1] for path in ROOT.glob("ansible/roles/*/meta/argument_specs.yml"))
 
 
+def options(role: Path) -> dict[str, Any]:
+    specs = yaml.safe_load((role / "meta/argument_specs.yml").read_text())
+    return dict(specs["argument_specs"]["main"]["options"])
+
+
 @pytest.mark.parametrize("role", ROLES, ids=[role.name for role in ROLES])
 def test_kinds_belong_to_options_and_defaults_are_good_values(role: Path) -> None:
-    specs = yaml.safe_load((role / "meta/argument_specs.yml").read_text())["argument_specs"]["main"]["options"]
     types = yaml.safe_load((role / "meta/value_types.yml").read_text())
-    options = trainyard_values.augment(specs, types)
-    for name, option in options.items():
+    for name, option in trainyard_values.augment(options(role), types).items():
         default = option.get("default")
         if "default" in option and "{{" not in json.dumps(default) and not option.get("rule", {}).get("filled"):
             assert trainyard_values.complaints(name, option, default) == []
@@ -464,6 +467,7 @@ CASES: list[tuple[str, dict[str, Any], list[str]]] = [
     ("nodes", {"perception_images_matrix": [{"python": "3.11", "groups": "core"}]}, ["perception_images_matrix[0].groups is 'core'", "list"]),
     ("nodes", {"perception_images_matrix": [{"python": ["3.11"], 5: 1}]}, ["perception_images_matrix[0]"]),
     ("nodes", {"perception_images_systems": {"3.11": "bookworm"}}, ["perception_images_systems.3.11 is 'bookworm'", "write a mapping"]),
+    ("nodes", {"perception_images_groups": ["lidr"]}, ["perception_images_groups[0] is 'lidr'", "'lidar'"]),
     ("nodes", {"perception_images_names": ["agnet"]}, ["perception_images_names[0] is 'agnet'", "'agent'"]),
     ("nodes", {"perception_images_keep": "all"}, ["perception_images_keep is 'all'"]),
     ("nodes", {"perception_images_registry": "https://r:5000"}, ["perception_images_registry is 'https://r:5000'", "HOST:PORT"]),
@@ -595,6 +599,19 @@ def test_mistakes_of_an_inventory_are_told(found: list[str], number: int) -> Non
     assert not any(secret in " ".join(said) for secret in ("hush", "47114711"))
     # One mistake, a few sentences at most: what only follows from it is not told.
     assert len(said) <= 3, said
+
+
+def test_no_type_of_any_variable_is_more_than_a_sentence(tmp_path: Path) -> None:
+    """Every variable of every role with every type that YAML has: a filter that met one would end in Python's words."""
+    shapes: list[Any] = ["text", 5, None, [], {}, [None], ["x"], {"x": 1}, [["x"]], [{"x": 1}], True]
+    names = [name for role in ROLES for name in trainyard_values.augment(options(role), {})]
+    hosts = {f"shape-{number}": dict.fromkeys([*names, "clearml_users"], shape) for number, shape in enumerate(shapes)}
+    groups = {group: list(hosts) for group in GROUP.values()}
+    inventories.write(tmp_path / "site", hosts, groups, inventories.secrets())
+    said = inventories.check(tmp_path / "site", facts=True)
+    for name in hosts:
+        assert len([line for line in said if line.startswith(f"{name}: ")]) > 80, name
+    assert not [line for line in said if "Traceback" in line or "object has no" in line]
 
 
 @pytest.mark.parametrize("site", sorted(path.name for path in (ROOT / "inventory").iterdir() if path.is_dir()))
