@@ -78,6 +78,8 @@ GOOD: list[tuple[str, dict[str, Any], list[Any]]] = [
     ("mongo", NONE, ["mongodb://me:secret@a,b/?replicaSet=rs0", "mongodb+srv://a/"]),
     ("tag", NONE, ["0.1.0", "2026-11_x"]),
     ("text", {"lines": True}, ["a\nb\n"]),
+    ("known_hosts", NONE, ["git.example.org ssh-ed25519 AAAAC3\n# x\n|1|a|b ecdsa-sha2-nistp256 AAAA\n"]),
+    ("word", NONE, ["rw,hard,nfsvers=4.2"]),
 ]
 
 # kind, settings, value, what the message says
@@ -238,6 +240,11 @@ WRONG: list[tuple[str, dict[str, Any], Any, str]] = [
         ("gpus", NONE, value, "write auto, or a list of GPU indexes")
         for value in (0, None, {}, [[0]], [0.5], [None], True)
     ),
+    *(
+        ("known_hosts", NONE, value, "ssh-keyscan HOST")
+        for value in ("~/.ssh/known_hosts", "git.example.org", "ssh-ed25519 AAAA")
+    ),
+    ("word", NONE, "rw, hard", "without spaces"),
     ("mongo", NONE, "mongo.x.org", "write it like mongodb://"),
     ("tag", NONE, "a b", "an image's tag"),
     ("text", NONE, False, "YAML reads it as false"),

@@ -213,6 +213,16 @@ def text(value: Any, settings: Settings) -> str:
     return ""
 
 
+def known_hosts(value: Any, settings: Settings) -> str:
+    """Lines as ssh-keyscan prints them: hosts, kind of key, key."""
+    wrong = text(value, {"lines": True})
+    if wrong:
+        return wrong
+    lines = [line.split() for line in value.splitlines() if line.strip() and not line.startswith("#")]
+    fits = all(len(line) >= 3 and any("ssh-" in part or "ecdsa-" in part for part in line[1:3]) for line in lines)
+    return "" if fits and lines else "write what `ssh-keyscan HOST` prints, not the path of a file"
+
+
 def _grammar(form: re.Pattern[str], help_: str) -> Callable[[Any, Settings], str]:
     def kind(value: Any, settings: Settings) -> str:
         return text(value, settings) or ("" if form.match(value) else help_)
@@ -645,6 +655,7 @@ KINDS: dict[str, Callable[[Any, Settings], str]] = {
     "image_pattern": _grammar(
         re.compile(r"[^\s-]\S*\Z"), "write images or patterns without spaces, for example team/*"
     ),
+    "known_hosts": known_hosts,
     "login": _grammar(
         LOGIN, "write letters, digits, . _ @ - only, first a letter or digit (a number in quotes), for example 'alice'"
     ),
@@ -668,6 +679,7 @@ KINDS: dict[str, Callable[[Any, Settings], str]] = {
     "text": text,
     "unix_name": _grammar(UNIX_NAME, "write a name of small letters, digits, _ and -, for example datasets"),
     "url": url,
+    "word": _grammar(re.compile(r"\S+\Z"), "write it without spaces"),
 }
 
 
