@@ -683,6 +683,7 @@ def test_a_role_alone_checks_its_own_values(tmp_path: Path) -> None:
     play = {
         "hosts": "localhost",
         "gather_facts": False,
+        "vars": {"ansible_python_interpreter": sys.executable},
         "tasks": [
             {
                 "ansible.builtin.include_role": {"name": "image_registry", "tasks_from": "validate.yml"},
