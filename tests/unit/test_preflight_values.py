@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -352,6 +353,24 @@ def test_files_with_certificates_and_keys(tmp_path: Path) -> None:
     assert "no PEM" in pem("my authority", wanted)
     # The system's own bundle, whatever is in it.
     assert trainyard_values.pem_fault(Path("/etc/ssl/certs/ca-certificates.crt").read_bytes(), "certificate") == ""
+
+
+def test_authorities_that_a_host_lacks_are_told() -> None:
+    filters = inventories.load("ansible/plugins/filter/trainyard.py").FilterModule().filters()
+    good, _ = certificate(10)
+    files = [
+        {"item": "/good", "content": base64.b64encode(good).decode()},
+        {"item": "/text", "content": base64.b64encode(b"hello").decode()},
+        {"item": "/missing", "failed": True, "msg": "file not found: /missing"},
+        {"item": "/folder", "failed": True, "msg": "source is a directory and must be a file: /folder"},
+    ]
+    variables = {file["item"]: f"site_ca_bundle_of{file['item']}" for file in files}
+    text, missing, folder = filters["trainyard_authority_problems"](files, variables, "one")
+    assert text.startswith(
+        "one: site_ca_bundle_of/text is '/text': it holds no PEM, not certificates; write a PEM file"
+    )
+    assert "is '/missing': it cannot be read on the host; write the path" in missing
+    assert "is '/folder': it is a folder" in folder
 
 
 # --- specifications --------------------------------------------------------------------------------------------------
