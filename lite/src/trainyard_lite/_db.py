@@ -5,26 +5,16 @@ Every acknowledged write is on disk (``synchronous=FULL``): it survives a kill -
 
 from __future__ import annotations
 
-import re
 import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 
 from ._clock import now
+from ._patterns import matches
 
 __all__ = ["Database"]
-
-
-@lru_cache(maxsize=256)
-def _compiled(pattern: str) -> re.Pattern[str]:
-    return re.compile(pattern)
-
-
-def _regexp(pattern: str, value: object) -> bool:
-    return value is not None and _compiled(pattern).search(str(value)) is not None
 
 
 class Database:
@@ -54,7 +44,7 @@ class Database:
             self._path, isolation_level=None, check_same_thread=False, timeout=30, cached_statements=512
         )
         connection.row_factory = sqlite3.Row
-        connection.create_function("regexp", 2, _regexp, deterministic=True)
+        connection.create_function("regexp", 2, matches, deterministic=True)
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA cache_size=-8000")  # KiB, per connection
         connection.execute("PRAGMA temp_store=MEMORY")

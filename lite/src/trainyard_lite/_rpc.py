@@ -24,8 +24,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from . import _errors as errors
+from ._bounds import MAX_NAME, check_arguments
 from ._db import Database
 from ._errors import ApiError
+from ._patterns import MAX_PATTERN
 from ._settings import Settings
 from ._store import Doc, new_id
 
@@ -196,6 +198,7 @@ def parse_request(model: type[Request] | type[OpenRequest], data: Doc, name: str
     Raises:
         ApiError: 400, naming each argument that is unknown, missing or of the wrong form.
     """
+    check_arguments(data, name, MAX_PATTERN if issubclass(model, OpenRequest) else MAX_NAME)
     try:
         # null is "not given" for the official server: drop it, so defaults apply and required ones are missed
         # (but "scroll_id": null is how a client starts to scroll)

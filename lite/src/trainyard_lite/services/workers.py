@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import sqlite3
 from datetime import UTC, datetime
 from typing import Any
@@ -14,6 +13,7 @@ from pydantic import ConfigDict, Field
 from .. import _errors as errors
 from .._clock import ago, now
 from .._collections import PROJECTS, QUEUES, TASKS
+from .._patterns import matches, time_limit, wildcard_pattern
 from .._rpc import Call, OpenRequest, Request, State, endpoint
 from .._settings import COMPANY_ID
 from .._store import Doc
@@ -261,8 +261,9 @@ def _select(db: sqlite3.Connection, request: GetAllRequest) -> list[sqlite3.Row]
         if exclude:
             rows = [row for row in rows if not exclude & set(orjson.loads(row[column]))]
     if request.worker_pattern:
-        text = re.escape(request.worker_pattern).replace(r"\*", ".*").replace(r"\?", ".?")
-        rows = [row for row in rows if re.fullmatch(text, row["id"])]
+        pattern = wildcard_pattern(request.worker_pattern, "worker_pattern")
+        with time_limit():
+            rows = [row for row in rows if matches(pattern, row["id"])]
     return rows
 
 
