@@ -16,6 +16,7 @@ uses :class:`OpenRequest`: the store refuses what is no filter.
 from __future__ import annotations
 
 import re
+import sqlite3
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from . import _errors as errors
 from ._bounds import MAX_NAME, check_arguments
-from ._db import Database
+from ._db import Database, explain
 from ._errors import ApiError
 from ._patterns import MAX_PATTERN
 from ._settings import Settings
@@ -189,7 +190,14 @@ def invoke(call: Call, target: Endpoint, data: Doc) -> Any:
     """
     if target.auth and target.roles and call.identity.role not in target.roles:
         raise errors.ROLE_NOT_ALLOWED(role=call.identity.role, allowed=sorted(target.roles, reverse=True))
-    return target.handler(call, parse_request(target.request, data, target.name))
+    request = parse_request(target.request, data, target.name)
+    try:
+        return target.handler(call, request)
+    except (sqlite3.Error, OverflowError, UnicodeEncodeError, RecursionError) as error:
+        told = explain(error)
+        if told is None:
+            raise
+        raise told from error
 
 
 def parse_request(model: type[Request] | type[OpenRequest], data: Doc, name: str) -> Request | OpenRequest:
