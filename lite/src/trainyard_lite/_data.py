@@ -15,7 +15,7 @@ import os
 import shutil
 import socket
 import sqlite3
-import time
+import threading
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -141,21 +141,27 @@ def check_database(path: Path) -> None:
 
 def _quick_check(path: Path) -> str:
     """Read every page of the database, for a minute at most; return what is wrong."""
-    begun = time.monotonic()
-    connection = sqlite3.connect(path, timeout=5, isolation_level=None)
+    connection = sqlite3.connect(path, timeout=5, isolation_level=None, check_same_thread=False)
+    late = threading.Event()
+
+    def stop() -> None:
+        late.set()
+        connection.interrupt()
+
+    timer = threading.Timer(_CHECK_SEC, stop)
+    timer.start()
     try:
-        connection.set_progress_handler(lambda: time.monotonic() - begun > _CHECK_SEC, 100_000)
         found = [str(row[0]) for row in connection.execute("PRAGMA quick_check(5)")]
-    except sqlite3.OperationalError as error:
-        if "interrupted" in str(error):
-            _log.warning("%s is large: checked for %.0f s, not to its end; no damage was found", path, _CHECK_SEC)
-            return ""
-        return str(error)
     except sqlite3.DatabaseError as error:
-        return str(error)
+        found = [str(error)]
     finally:
+        timer.cancel()
+        timer.join()
         with contextlib.suppress(sqlite3.Error):
             connection.close()
+    if late.is_set():  # what it reports then is of pages that it did not come to
+        _log.warning("%s is large: checked for %.0f s, not to its end", path, _CHECK_SEC)
+        return ""
     return "" if found == ["ok"] else " / ".join(" ".join(line.split()) for line in found)[:500]
 
 
@@ -165,12 +171,12 @@ def _quick_check(path: Path) -> str:
 def run_script(db: sqlite3.Connection, script: str) -> None:
     """Run a script statement by statement, within the open transaction (``executescript`` would commit it)."""
     statement = ""
-    for line in script.splitlines(keepends=True):
-        statement += line
+    for part in script.split(";"):
+        statement += f"{part};"
         if sqlite3.complete_statement(statement):
             db.execute(statement)
             statement = ""
-    if statement.strip():
+    if statement.strip(" \n;"):
         db.execute(statement)
 
 

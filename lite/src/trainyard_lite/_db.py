@@ -101,6 +101,10 @@ class Database:
         """Return what changes while a write transaction gets on; None when there is none."""
         return (self._ticks, self._writer.total_changes) if self._depth else None
 
+    def ping(self) -> None:
+        """Read something."""
+        self.read().execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()
+
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
         """Run one write transaction; it commits at the end of the block, or rolls back on an exception.

@@ -14,7 +14,7 @@ from urllib.parse import quote, urlsplit
 
 import jinja2
 import jinja2.ext
-import re2
+import re2  # type: ignore[import-untyped]
 from markupsafe import Markup
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
