@@ -18,7 +18,7 @@ from . import _errors as errors
 
 __all__ = [
     "EACH", "MAX_DEPTH", "MAX_DOCUMENT", "MAX_NAME", "NUMBER", "PARTS", "TEXT", "TEXTS", "check_arguments", "dumps",
-    "fit", "loads", "whole_number",
+    "fit", "load_object", "load_texts", "loads", "whole_number",
 ]  # fmt: skip
 
 MAX_NAME = 4096  # characters of a name, an id, a tag, a key
@@ -118,6 +118,18 @@ def loads(text: str | bytes) -> Any:
         return json.loads(text, parse_int=_long_integer, parse_float=_real, parse_constant=lambda _: None)
     except (ValueError, RecursionError):
         return None
+
+
+def load_object(text: Any) -> dict[str, Any]:
+    """Read a stored JSON object; what is not one is empty."""
+    value = loads(text) if isinstance(text, str | bytes) else None
+    return value if isinstance(value, dict) else {}
+
+
+def load_texts(text: Any) -> list[str]:
+    """Read a stored JSON list of texts; what is not text in it is left out."""
+    value = loads(text) if isinstance(text, str | bytes) else None
+    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
 
 
 def _as_text(value: Any) -> str:

@@ -17,6 +17,7 @@ from starlette.routing import Route
 
 from . import _errors as errors
 from ._auth import NOBODY
+from ._bounds import dumps, whole_number
 from ._errors import ApiError
 from ._rpc import Call, Endpoint, State, invoke, parse_path, resolve
 from ._store import Doc, new_id
@@ -183,8 +184,10 @@ def _loads(body: bytes, *, check: bool = True) -> Any:
 def _query_value(text: str) -> Any:
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
-    if text.replace(".", "", 1).isdigit():
-        return float(text) if "." in text else int(text)
+    whole, _, fraction = text.partition(".")
+    number = whole_number(whole + fraction)
+    if number is not None:
+        return float(text) if "." in text else number
     return text
 
 
@@ -199,7 +202,7 @@ def _envelope(
     call: Call, name: str, requested: str, actual: str | None, status: tuple[int, int, str, Doc], data: Any
 ) -> bytes:
     code, subcode, message, error_data = status
-    return orjson.dumps(
+    return dumps(
         {
             "meta": {
                 "id": call.id,
@@ -216,7 +219,5 @@ def _envelope(
                 "error_data": error_data,
             },
             "data": data if data is not None else {},
-        },
-        option=orjson.OPT_NON_STR_KEYS,
-        default=str,
+        }
     )

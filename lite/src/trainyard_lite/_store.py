@@ -140,7 +140,7 @@ class Collection:
         filters: what ``get_all`` may filter by.
         indexed: columns (or comma-joined column lists) to index.
         shape: the form of a document's fields, see :func:`trainyard_lite._bounds.fit`.
-        blank: fields that every document has, with their value where an old one has none.
+        blank: fields that every document has, with their value where an old one has none (of an object: its lists).
     """
 
     def __init__(
@@ -162,6 +162,7 @@ class Collection:
         self.filters = filters or Filters()
         self._shape = {"id": TEXT, "name": TEXT, "tags": TEXTS, "system_tags": TEXTS, **(shape or {})}
         self._blank = orjson.dumps({"name": "", "tags": [], "system_tags": [], **(blank or {})})
+        self._nested = {name: value for name, value in (blank or {}).items() if value and isinstance(value, dict)}
         self._required = frozenset(orjson.loads(self._blank))
         # The columns stand before the document: SQLite then reads them without following a long document's pages.
         generated = "".join(
@@ -186,6 +187,10 @@ class Collection:
         doc: Doc = fit(loads(text), self._shape)
         if not self._required.issubset(doc) or any(doc[name] is None for name in self._required):
             doc = orjson.loads(self._blank) | {key: value for key, value in doc.items() if value is not None}
+        for name, inner in self._nested.items():
+            part = doc[name]
+            if any(part.get(key) is None for key in inner):
+                doc[name] = part | {key: list(value) for key, value in inner.items() if part.get(key) is None}
         doc["id"] = id_
         return doc
 

@@ -530,6 +530,8 @@ def get_unique_metric_variants(call: Call, request: MetricVariantsRequest) -> Do
     for doc in (MODELS if request.model_metrics else TASKS).select(db, where, values):
         for metric_hash, variants in (doc.get("last_metrics") or {}).items():
             for variant_hash, last in variants.items():
+                if not isinstance(last, dict) or not all(isinstance(last.get(k), str) for k in ("metric", "variant")):
+                    continue
                 found[last["metric"], last["variant"]] = {
                     "metric": last["metric"],
                     "metric_hash": metric_hash,

@@ -513,7 +513,7 @@ async def _log_data(visit: _Visit) -> Response:
     events = sorted(answer["events"], key=lambda event: event["timestamp"])
     status = (await visit.api("tasks.get_by_id_ex", id=[task], only_fields=["status"], search_hidden=True))["tasks"]
     data = {
-        "status": status[0]["status"] if status else "",
+        "status": status[0].get("status", "") if status else "",
         "last": events[-1]["timestamp"] if events else None,
         "lines": await run_in_threadpool(lambda: [_log_line(event) for event in events]),
     }
@@ -543,7 +543,7 @@ async def _scalar_data(visit: _Visit) -> Response:
     single = await visit.api("events.get_task_single_value_metrics", tasks=[task])
     status = (await visit.api("tasks.get_by_id_ex", id=[task], only_fields=["status"], search_hidden=True))["tasks"]
     data = {
-        "status": status[0]["status"] if status else "",
+        "status": status[0].get("status", "") if status else "",
         "metrics": metrics,
         "single": single["tasks"][0]["values"] if single["tasks"] else [],
     }
