@@ -91,6 +91,8 @@ class Site:
     def call(self, name: str, body: bytes) -> tuple[int, str]:
         answer = self.api.post(f"/{name}", content=body, headers={"content-type": "application/json"}, auth=AGENT)
         code: int = answer.status_code
+        if answer.headers["content-type"] != "application/json":  # a file
+            return code, ""
         meta = answer.json()["meta"]
         assert meta["result_code"] == code
         if meta["result_subcode"] == 9999:  # "not implemented", by name
