@@ -15,7 +15,7 @@ import urllib.request
 from pathlib import Path
 
 from . import __version__
-from ._settings import ConfigError, Settings, load_settings
+from ._settings import ConfigError, Settings, load_settings, proxies
 
 _OPTIONS = {
     "config-dir": ("/opt/clearml/config", "folder of apiserver.conf, secure.conf and services.conf"),
@@ -27,6 +27,7 @@ _OPTIONS = {
     "api-url": ("", "URL of the API as clients see it"),
     "web-url": ("", "URL of the web page as clients see it"),
     "files-url": ("", "URL of the file server as clients see it"),
+    "trusted-proxies": ("", "addresses, networks or names of proxies whose X-Forwarded-For counts, with commas"),
 }
 
 
@@ -51,10 +52,12 @@ async def _serve(settings: Settings) -> None:
     from ._app import Background, create_state
     from ._files import create_files
     from ._http import create_api
+    from ._server import GuardedProtocol, guard, raise_file_limit
     from .services.tasks import watchdog
     from .services.workers import expire_workers
     from .web import create_web
 
+    raise_file_limit()
     state = create_state(settings)
     apps = (
         (create_api(state), settings.api_port),
@@ -66,8 +69,8 @@ async def _serve(settings: Settings) -> None:
     # reset their next call.
     for app, port in apps:
         config = uvicorn.Config(
-            app, host=settings.host, port=port, log_config=None, access_log=False, server_header=False, lifespan="off",
-            timeout_graceful_shutdown=5, timeout_keep_alive=75,
+            app, http=GuardedProtocol, ws="none", host=settings.host, port=port, log_config=None, access_log=False,
+            server_header=False, lifespan="off", timeout_graceful_shutdown=5, timeout_keep_alive=75,
         )  # fmt: skip
         server = uvicorn.Server(config)
         # one handler below stops all three
@@ -76,6 +79,10 @@ async def _serve(settings: Settings) -> None:
     jobs = [Background("worker expiry", 30, lambda: expire_workers(state))]
     if settings.watchdog_enabled:
         jobs.append(Background("watchdog", settings.watchdog_interval_sec, lambda: watchdog(state)))
+
+    if state.proxies.names:
+        state.proxies.resolve()
+        jobs.append(Background("proxy names", 15, state.proxies.resolve))
 
     def stop() -> None:
         for server in servers:
@@ -92,9 +99,13 @@ async def _serve(settings: Settings) -> None:
     try:
         # A port that is taken ends its server at once: then the others end too.
         tasks = [asyncio.create_task(server.serve()) for server in servers]
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        watch = asyncio.create_task(guard(servers))
+        await asyncio.wait([*tasks, watch], return_when=asyncio.FIRST_COMPLETED)
         stop()
         await asyncio.gather(*tasks)
+        if watch.done():
+            watch.result()  # an error ends the process: without the guard it is not served
+        watch.cancel()
     finally:
         for job in jobs:
             job.stop()
@@ -128,6 +139,7 @@ def main(argv: list[str] | None = None) -> int:
         for name in ("host", "api_port", "web_port", "files_port", "api_url", "web_url", "files_url")
     }
     try:
+        addresses["trusted_proxies"] = proxies(args.trusted_proxies)
         settings = load_settings(Path(args.config_dir), Path(args.data_dir), **addresses)
     except ConfigError as error:
         print(f"trainyard-lite: {error}", file=sys.stderr)
