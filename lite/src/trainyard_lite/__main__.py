@@ -17,7 +17,7 @@ import urllib.request
 from pathlib import Path
 
 from . import __version__
-from ._settings import ConfigError, Settings, load_settings
+from ._settings import ConfigError, Settings, load_settings, proxies
 
 _OPTIONS = {
     "config-dir": ("/opt/clearml/config", "folder of apiserver.conf, secure.conf and services.conf"),
@@ -29,6 +29,7 @@ _OPTIONS = {
     "api-url": ("", "URL of the API as clients see it"),
     "web-url": ("", "URL of the web page as clients see it"),
     "files-url": ("", "URL of the file server as clients see it"),
+    "trusted-proxies": ("", "addresses, networks or names of proxies whose X-Forwarded-For counts, with commas"),
 }
 _WATCHDOG_SEC = "TRAINYARD_LITE_WATCHDOG_SEC"  # how long nothing may get on; 0: no watchdog
 _PAUSE_SEC = "TRAINYARD_LITE_PAUSE_SEC"  # before the exit of a start that failed: set in the image
@@ -60,11 +61,13 @@ async def _serve(settings: Settings) -> None:
     from ._data import lock_folder
     from ._files import create_files
     from ._http import create_api
+    from ._server import GuardedProtocol, guard, raise_file_limit
     from ._watchdog import Watchdog
     from .services.tasks import watchdog
     from .services.workers import expire_workers
     from .web import create_web
 
+    raise_file_limit()
     lock = lock_folder(settings.data_dir)
     state = create_state(settings)
     apps = (
@@ -77,8 +80,8 @@ async def _serve(settings: Settings) -> None:
     # reset their next call.
     for app, port in apps:
         config = uvicorn.Config(
-            app, host=settings.host, port=port, log_config=None, access_log=False, server_header=False, lifespan="off",
-            timeout_graceful_shutdown=5, timeout_keep_alive=75,
+            app, http=GuardedProtocol, ws="none", host=settings.host, port=port, log_config=None, access_log=False,
+            server_header=False, lifespan="off", timeout_graceful_shutdown=5, timeout_keep_alive=75,
         )  # fmt: skip
         server = uvicorn.Server(config)
         # one handler below stops all three
@@ -87,6 +90,10 @@ async def _serve(settings: Settings) -> None:
     jobs = [Background("worker expiry", 30, lambda: expire_workers(state))]
     if settings.watchdog_enabled:
         jobs.append(Background("watchdog", settings.watchdog_interval_sec, lambda: watchdog(state)))
+
+    if state.proxies.names:
+        state.proxies.resolve()
+        jobs.append(Background("proxy names", 15, state.proxies.resolve))
 
     def stop() -> None:
         for server in servers:
@@ -101,18 +108,22 @@ async def _serve(settings: Settings) -> None:
     for job in jobs:
         job.start()
     limit = float(os.environ.get(_WATCHDOG_SEC, "120"))
-    guard = Watchdog(loop, state.db, limit) if limit > 0 else None
-    if guard:
-        guard.start()
+    hang = Watchdog(loop, state.db, limit) if limit > 0 else None
+    if hang:
+        hang.start()
     try:
         # A port that is taken ends its server at once: then the others end too.
         tasks = [asyncio.create_task(server.serve()) for server in servers]
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        watch = asyncio.create_task(guard(servers))
+        await asyncio.wait([*tasks, watch], return_when=asyncio.FIRST_COMPLETED)
         stop()
         await asyncio.gather(*tasks)
+        if watch.done():
+            watch.result()  # an error ends the process: without the guard it is not served
+        watch.cancel()
     finally:
-        if guard:
-            guard.stop()
+        if hang:
+            hang.stop()
         for job in jobs:
             job.stop()
         state.db.close()
@@ -172,6 +183,7 @@ def main(argv: list[str] | None = None) -> int:
         for name in ("host", "api_port", "web_port", "files_port", "api_url", "web_url", "files_url")
     }
     try:
+        addresses["trusted_proxies"] = proxies(args.trusted_proxies)
         settings = load_settings(Path(args.config_dir), Path(args.data_dir), **addresses)
     except ConfigError as error:
         return _failed(error, 2)

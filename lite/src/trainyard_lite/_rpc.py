@@ -25,8 +25,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from . import _errors as errors
+from ._body import Bodies
 from ._bounds import MAX_NAME, check_arguments
 from ._db import Database, explain
+from ._edge import Proxies
 from ._errors import ApiError
 from ._patterns import MAX_PATTERN
 from ._settings import Settings
@@ -46,11 +48,21 @@ __all__ = [
     "State",
     "endpoint",
     "invoke",
+    "is_read",
 ]
 
 API_VERSION = "2.34"
 SERVER_VERSION = "2.3.0"  # the official server whose API is followed
-_PATH = re.compile(r"^/?(?:v(?P<version>\d+\.?\d+)/)?(?P<name>[a-zA-Z_]\w+\.[a-zA-Z_]\w+)/?$")
+_PATH = re.compile(
+    r"/?(?:v(?P<version>[0-9]{1,4}\.?[0-9]{1,4})/)?(?P<name>[a-zA-Z_]\w{1,99}\.[a-zA-Z_]\w{1,99})/?", re.ASCII
+)
+# What a page of another site may open without harm.  Everything else changes something.
+_READ = re.compile(
+    r"\w+\.get_\w+|events\.(\w+_histogram|\w+_raw|debug_images|plots|next_\w+|download_task_log)"
+    r"|debug\.ping|server\.\w+|login\.supported_modes|auth\.(fixed_users_mode|validate_token)"
+    r"|queues\.peek_task|projects\.validate_delete|tasks\.validate"
+)
+_NOT_READ = {"queues.get_next_task", "auth.get_token_for_user"}  # takes a task; gives a key to the door
 
 
 class Request(BaseModel):
@@ -71,11 +83,17 @@ class OpenRequest(BaseModel):
 
 @dataclass
 class State:
-    """What the process shares: settings, database, who may come in."""
+    """What the process shares: settings, database, who may come in, which proxies are believed, room for bodies."""
 
     settings: Settings
     db: Database
     auth: Authenticator
+    proxies: Proxies = field(init=False)
+    bodies: Bodies = field(init=False, default_factory=Bodies)
+
+    def __post_init__(self) -> None:
+        """Read the proxies from the settings."""
+        self.proxies = Proxies(self.settings.trusted_proxies)
 
 
 @dataclass
@@ -160,9 +178,9 @@ def parse_path(path: str) -> tuple[str, str]:
     Raises:
         ApiError: 400 for a path that is none.
     """
-    match = _PATH.match(path)
+    match = _PATH.fullmatch(path)
     if not match:
-        raise ApiError(400, 0, f"Invalid request path {path}")
+        raise ApiError(400, 0, f"Invalid request path {path[:200]}")
     return match["version"] or API_VERSION, match["name"]
 
 
@@ -176,6 +194,11 @@ def resolve(name: str, version: str) -> Endpoint:
     if found is None or _number(version) < _number(found.since):
         raise ApiError(404, 0, f"Unable to find endpoint for name {name} and version {version}")
     return found
+
+
+def is_read(name: str) -> bool:
+    """Return whether an endpoint changes nothing; one that is not known to be harmless is a write."""
+    return _READ.fullmatch(name) is not None and name not in _NOT_READ
 
 
 def _number(version: str) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeGuard
-from urllib.parse import quote, urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit
 
 import jinja2
 import jinja2.ext
@@ -25,6 +25,7 @@ from starlette.staticfiles import StaticFiles
 
 from .._bounds import dumps, loads, whole_number
 from .._clock import read_time
+from .._edge import is_foreign
 from .._errors import ApiError
 from .._rpc import API_VERSION, Call, State, invoke, resolve
 from .._store import Doc
@@ -35,6 +36,7 @@ _PAGE_SIZE = 50
 _MAX_SHOWN = 200  # characters of a name
 _MAX_LONG = 100_000  # characters of a text such as a diff
 _MAX_FORM_BYTES = 262_144
+_MAX_LOGIN_BYTES = 16_384
 _STATUSES = ("created", "queued", "in_progress", "completed", "published", "stopped", "failed", "closed")
 _TABS = {
     "console": "Console",
@@ -323,34 +325,30 @@ def _safe_target(target: str) -> str:
     return target if inside else "/"
 
 
-def _same_origin(request: Request) -> bool:
-    """Tell whether a form was sent from this very page: browsers say so, and a foreign page cannot lie."""
-    origin = request.headers.get("origin")
-    if origin is None:
-        return request.headers.get("sec-fetch-site") in (None, "same-origin", "none")
-    return urlsplit(origin).netloc == request.headers.get("host")
-
-
-async def _form(request: Request) -> dict[str, str]:
-    if whole_number(request.headers.get("content-length", "0"), _MAX_FORM_BYTES) is None:
-        raise ApiError(413, 0, "The form is too long")
-    async with request.form(max_files=0, max_fields=1000) as form:
-        return {key: value for key, value in form.items() if isinstance(value, str)}
+async def _form(site: _Site, request: Request, limit: int = _MAX_FORM_BYTES) -> dict[str, str]:
+    # The pages' forms are of this type only; text/plain is how another site's page would send JSON.
+    kind = request.headers.get("content-type", "").partition(";")[0].strip()
+    if kind not in ("application/x-www-form-urlencoded", ""):
+        raise ApiError(415, 0, "The form is not application/x-www-form-urlencoded")
+    async with site.state.bodies.read(request, limit) as body:
+        try:
+            return dict(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=1000))
+        except ValueError as error:
+            raise ApiError(400, 0, "The form has more than 1000 fields") from error
 
 
 async def _login(site: _Site, request: Request) -> Response:
     target = _safe_target(request.query_params.get("next", "/"))
     if request.method != "POST":
         return site.render("login.html", target=target, error="", username="")
-    if not _same_origin(request):
+    if is_foreign(request, site.state.settings):
         return site.error(403, "Not from here", "This form was sent from another page.")
-    form = await _form(request)
+    form = await _form(site, request, _MAX_LOGIN_BYTES)
     target = _safe_target(form.get("next", "/"))
     username = form.get("username", "")
-    ip = request.client.host if request.client else ""
     try:
         auth = site.state.auth
-        identity = await run_in_threadpool(auth.check_secret, username, form.get("password", ""), ip)
+        identity = await auth.log_in(username, form.get("password", ""), site.state.proxies.client(request))
     except ApiError as error:
         text = "Too many tries: wait a moment." if error.code == 429 else "Wrong user or password."
         return site.render("login.html", error.code, target=target, error=text, username=username)
@@ -358,7 +356,7 @@ async def _login(site: _Site, request: Request) -> Response:
 
 
 async def _logout(site: _Site, request: Request) -> Response:
-    if not _same_origin(request):
+    if is_foreign(request, site.state.settings):
         return site.error(403, "Not from here", "This form was sent from another page.")
     token = request.cookies.get(site.state.settings.cookie_name, "")
     with contextlib.suppress(ApiError):  # an invalid token is logged out already
@@ -557,9 +555,9 @@ async def _settings(visit: _Visit) -> Response:
     """Show the caller's key pairs; make and revoke them."""
     made: Doc | None = None
     if visit.request.method == "POST":
-        if not _same_origin(visit.request):
+        if is_foreign(visit.request, visit.site.state.settings):
             return visit.site.error(403, "Not from here", "This form was sent from another page.", visit.identity)
-        form = await _form(visit.request)
+        form = await _form(visit.site, visit.request)
         if "revoke" in form:
             await visit.api("auth.revoke_credentials", access_key=form["revoke"])
         else:
@@ -584,9 +582,9 @@ async def _set_parameters(visit: _Visit, task: str, form: dict[str, str]) -> Non
 
 async def _act(visit: _Visit) -> Response:
     """Abort, enqueue, clone or archive an experiment, as the API allows it."""
-    if not _same_origin(visit.request):
+    if is_foreign(visit.request, visit.site.state.settings):
         return visit.site.error(403, "Not from here", "This form was sent from another page.", visit.identity)
-    form = await _form(visit.request)
+    form = await _form(visit.site, visit.request)
     task, action = visit.request.path_params["task"], visit.request.path_params["action"]
     if action == "abort":
         await visit.api("tasks.stop", task=task, status_reason="stopped on the page")
