@@ -136,7 +136,7 @@ def test_lines_are_bounded_too(lite: Lite, api: TestClient) -> None:
     headers = {"content-type": "application/json-lines"}
     deep = b'{"a":' + b"[" * 65 + b"]" * 65 + b"}"
     answer = api.post("/events.add_batch", auth=AGENT, content=deep, headers=headers)
-    assert (answer.status_code, "batch item #0" in answer.text) == (400, True)
+    assert answer.status_code == 400  # of a batch only the deep event: see test_lite_events
     wide = b'{"a":[' + b"[]," * 1000 + b"[]]}\n"
     answer = api.post("/events.add_batch", auth=AGENT, content=wide * 1000, headers=headers)
     assert (answer.status_code, "values" in answer.text) == (400, True)

@@ -141,6 +141,13 @@ def test_large_heads(server: Process) -> None:
     ])  # fmt: skip
 
 
+def test_answers_that_nobody_reads(server: Process) -> None:
+    text = "x" * 2_000_000
+    task = server.call("tasks.create", name="large", type="training", script={"diff": text})["id"]
+    ask = head(server, f"tasks.get_by_id?task={task}", f"Authorization: Bearer {token(server)}", method="GET")
+    flood(server, "2 MB of answer that nobody reads", [ask, ask, ask])
+
+
 @pytest.mark.parametrize(
     ("data", "code"),
     [

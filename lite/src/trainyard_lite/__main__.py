@@ -80,8 +80,8 @@ async def _serve(settings: Settings) -> None:
     # reset their next call.
     for app, port in apps:
         config = uvicorn.Config(
-            app, http=GuardedProtocol, ws="none", host=settings.host, port=port, log_config=None, access_log=False,
-            server_header=False, lifespan="off", timeout_graceful_shutdown=5, timeout_keep_alive=75,
+            state.answers.wrap(app), http=GuardedProtocol, ws="none", host=settings.host, port=port, log_config=None,
+            access_log=False, server_header=False, lifespan="off", timeout_graceful_shutdown=5, timeout_keep_alive=75,
         )  # fmt: skip
         server = uvicorn.Server(config)
         # one handler below stops all three

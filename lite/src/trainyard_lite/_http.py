@@ -38,6 +38,7 @@ _INLINE_BYTES = 64 * KB  # parsed on the event loop, in less than a millisecond
 _MAX_FIELDS = 1000
 _NUMBER = re.compile(r"[0-9]{1,18}(\.[0-9]{0,18})?|\.[0-9]{1,18}")
 _HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
+_OK: tuple[int, int, str, Doc] = (200, 0, "OK", {})
 _T = TypeVar("_T")
 _log = logging.getLogger("trainyard_lite.api")
 
@@ -74,21 +75,24 @@ async def _handle(state: State, request: Request) -> Response:
             data = await _arguments(call, request, body)
             if target.fast:
                 result = invoke(call, target, data)
+                content = _envelope(call, name, requested, actual, _OK, result)
             else:
-                result = await run_in_threadpool(invoke, call, target, data)
-        if isinstance(result, Response):
-            return result
-        code, subcode, message, error_data = 200, 0, "OK", {}
+                # A result is in memory until it is written down: few at a time.
+                async with state.answers.turn:
+                    result = await run_in_threadpool(invoke, call, target, data)
+                    if isinstance(result, Response):
+                        return result
+                    content = _envelope(call, name, requested, actual, _OK, result)
+        code, message = 200, "OK"
     except ApiError as error:
-        result, error_data = {}, error.data
-        code, subcode, message, headers = error.code, error.subcode, error.message, error.headers
+        code, message, headers = error.code, error.message, error.headers
+        content = _envelope(call, name, requested, actual, (code, error.subcode, message, error.data), {})
     except ClientDisconnect:
         return Response(status_code=499)
     except Exception as error:
         _log.exception("%s failed", name)
-        result, error_data = {}, {}
-        code, subcode, message = 500, 0, f"General server error: {type(error).__name__}: {error}"
-    content = _envelope(call, name, requested, actual, (code, subcode, message, error_data), result)
+        code, message = 500, f"General server error: {type(error).__name__}: {error}"
+        content = _envelope(call, name, requested, actual, (code, 0, message, {}), {})
     response = Response(content, status_code=code, media_type="application/json", headers=_HEADERS | headers)
     for key, value in call.cookies.items():
         settings = state.settings
@@ -209,9 +213,10 @@ def _json_lines(body: bytearray) -> list[Doc]:
 
 
 def _loads(body: bytes | bytearray, *, check: bool = True) -> Any:
-    check_depth(body)
-    # Of a batch only the bad item is refused, by its own reader: half a character in one line of a console
-    # must not cost the lines around it.
+    # Of a batch only the bad item is refused, by its own reader: half a character in one line of a console, or a plot
+    # that is too deep, must not cost the lines around it.
+    if check:
+        check_depth(body)
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError:

@@ -25,6 +25,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from . import _errors as errors
+from ._answers import Answers
 from ._body import Bodies
 from ._bounds import MAX_NAME, check_arguments
 from ._db import Database, explain
@@ -83,13 +84,14 @@ class OpenRequest(BaseModel):
 
 @dataclass
 class State:
-    """What the process shares: settings, database, who may come in, which proxies are believed, room for bodies."""
+    """What the process shares: settings, database, who may come in, which proxies are believed, room for messages."""
 
     settings: Settings
     db: Database
     auth: Authenticator
     proxies: Proxies = field(init=False)
     bodies: Bodies = field(init=False, default_factory=Bodies)
+    answers: Answers = field(init=False, default_factory=Answers)
 
     def __post_init__(self) -> None:
         """Read the proxies from the settings."""

@@ -27,7 +27,6 @@ BODY_WINDOW_SEC = 20.0
 BODY_WINDOW_BYTES = 16 * 1024  # that have to come in each window
 DRAIN_SEC = 10.0  # for the rest of a body that was refused
 ANSWER_SEC = 30.0  # without a byte of the answer taken
-MAX_UNSENT_BYTES = 128 * 1024 * 1024  # of all answers together; the largest goes first
 _MAX_PIPELINE = 8
 _NO_LINGER = struct.pack("ii", 1, 0)
 _HOST = re.compile(rb"[A-Za-z0-9._~%-]*(:[0-9]*)?|\[[0-9A-Fa-f:.]*\](:[0-9]*)?")
@@ -162,7 +161,7 @@ class GuardedProtocol(HttpToolsProtocol):
         return False
 
     def _answer_is_stuck(self, now: float) -> bool:
-        unsent = self.unsent
+        unsent = self.transport.get_write_buffer_size()
         moved = unsent < self._unsent or not self.flow.write_paused
         self._unsent = unsent
         if moved or self._stuck_since is None:
@@ -172,11 +171,6 @@ class GuardedProtocol(HttpToolsProtocol):
     def resume_writing(self) -> None:
         super().resume_writing()
         self._stuck_since = None
-
-    @property
-    def unsent(self) -> int:
-        """Bytes of the answer that the client has not taken."""
-        return self.transport.get_write_buffer_size()
 
 
 def raise_file_limit() -> None:
@@ -189,17 +183,10 @@ def raise_file_limit() -> None:
 
 
 async def guard(servers: Sequence[Server]) -> None:
-    """End slow connections and too large unsent answers, until cancelled."""
+    """End slow connections, until cancelled."""
     while True:
         await asyncio.sleep(1)
         now = asyncio.get_running_loop().time()
-        connections = [c for s in servers for c in s.server_state.connections if isinstance(c, GuardedProtocol)]
-        for connection in connections:
-            if connection.overdue(now):
+        for connection in [c for server in servers for c in server.server_state.connections]:
+            if isinstance(connection, GuardedProtocol) and connection.overdue(now):
                 connection.abort()
-        unsent = sum(connection.unsent for connection in connections)
-        for connection in sorted(connections, key=lambda c: c.unsent, reverse=True):
-            if unsent <= MAX_UNSENT_BYTES:
-                break
-            unsent -= connection.unsent
-            connection.abort()
