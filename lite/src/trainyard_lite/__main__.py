@@ -52,7 +52,7 @@ async def _serve(settings: Settings) -> None:
     from ._app import Background, create_state
     from ._files import create_files
     from ._http import create_api
-    from ._server import GuardedProtocol, guard, raise_file_limit
+    from ._server import GuardedProtocol, end_slow_clients, raise_file_limit
     from .services.tasks import watchdog
     from .services.workers import expire_workers
     from .web import create_web
@@ -99,7 +99,7 @@ async def _serve(settings: Settings) -> None:
     try:
         # A port that is taken ends its server at once: then the others end too.
         tasks = [asyncio.create_task(server.serve()) for server in servers]
-        watch = asyncio.create_task(guard(servers))
+        watch = asyncio.create_task(end_slow_clients(servers))
         await asyncio.wait([*tasks, watch], return_when=asyncio.FIRST_COMPLETED)
         stop()
         await asyncio.gather(*tasks)
