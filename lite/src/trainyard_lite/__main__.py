@@ -104,7 +104,7 @@ async def _serve(settings: Settings) -> None:
         stop()
         await asyncio.gather(*tasks)
         if watch.done():
-            watch.result()  # an error ends the process: without the guard it is not served
+            watch.result()  # its error ends the process
         watch.cancel()
     finally:
         for job in jobs:

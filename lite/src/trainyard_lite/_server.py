@@ -1,7 +1,7 @@
 """Connections within bounds: what uvicorn's HTTP protocol does not limit by itself.
 
-Heads of requests are limited in bytes, connections in number.  One task, :func:`end_slow_clients`, looks at all connections every
-second and ends those that drip a head or a body, do not read their answer, or do not close.
+Heads of requests are limited in bytes, connections in number.  One task, :func:`end_slow_clients`, looks at all
+connections every second and ends those that drip a head or a body, do not read their answer, or do not close.
 """
 
 from __future__ import annotations
