@@ -21,6 +21,7 @@ from starlette.routing import Route
 from . import _errors as errors
 from ._auth import NOBODY
 from ._body import KB, MB, check_depth, check_nodes
+from ._bounds import dumps
 from ._edge import is_foreign, is_own_page
 from ._errors import ApiError
 from ._rpc import Call, Endpoint, State, invoke, is_read, parse_path, resolve
@@ -246,24 +247,22 @@ def _envelope(
     call: Call, name: str, requested: str, actual: str | None, status: tuple[int, int, str, Doc], data: Any
 ) -> bytes:
     code, subcode, message, error_data = status
-    answer = {
-        "meta": {
-            "id": call.id,
-            "trx": new_id(),
-            "endpoint": {
-                "name": name,
-                "requested_version": _version(requested) if requested else None,
-                "actual_version": actual,
+    return dumps(
+        {
+            "meta": {
+                "id": call.id,
+                "trx": new_id(),
+                "endpoint": {
+                    "name": name,
+                    "requested_version": _version(requested) if requested else None,
+                    "actual_version": actual,
+                },
+                "result_code": code,
+                "result_subcode": subcode,
+                "result_msg": message,
+                "error_stack": None,
+                "error_data": error_data,
             },
-            "result_code": code,
-            "result_subcode": subcode,
-            "result_msg": message,
-            "error_stack": None,
-            "error_data": error_data,
-        },
-        "data": data if data is not None else {},
-    }
-    try:
-        return orjson.dumps(answer, option=orjson.OPT_NON_STR_KEYS, default=str)
-    except TypeError:  # half a character, or an integer beyond 64 bits, that came back in a message
-        return json.dumps(answer, default=str).encode()
+            "data": data if data is not None else {},
+        }
+    )

@@ -16,6 +16,7 @@ uses :class:`OpenRequest`: the store refuses what is no filter.
 from __future__ import annotations
 
 import re
+import sqlite3
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,9 +27,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from . import _errors as errors
 from ._answers import Answers
 from ._body import Bodies
-from ._db import Database
+from ._bounds import MAX_NAME, check_arguments
+from ._db import Database, explain
 from ._edge import Proxies
 from ._errors import ApiError
+from ._patterns import MAX_PATTERN
 from ._settings import Settings
 from ._store import Doc, new_id
 
@@ -212,7 +215,14 @@ def invoke(call: Call, target: Endpoint, data: Doc) -> Any:
     """
     if target.auth and target.roles and call.identity.role not in target.roles:
         raise errors.ROLE_NOT_ALLOWED(role=call.identity.role, allowed=sorted(target.roles, reverse=True))
-    return target.handler(call, parse_request(target.request, data, target.name))
+    request = parse_request(target.request, data, target.name)
+    try:
+        return target.handler(call, request)
+    except (sqlite3.Error, OverflowError, UnicodeEncodeError, RecursionError) as error:
+        told = explain(error)
+        if told is None:
+            raise
+        raise told from error
 
 
 def parse_request(model: type[Request] | type[OpenRequest], data: Doc, name: str) -> Request | OpenRequest:
@@ -221,6 +231,8 @@ def parse_request(model: type[Request] | type[OpenRequest], data: Doc, name: str
     Raises:
         ApiError: 400, naming each argument that is unknown, missing or of the wrong form.
     """
+    if name not in ("events.add", "events.add_batch"):  # these check event by event, and keep the good ones
+        check_arguments(data, name, MAX_PATTERN if issubclass(model, OpenRequest) else MAX_NAME)
     try:
         # null is "not given" for the official server: drop it, so defaults apply and required ones are missed
         # (but "scroll_id": null is how a client starts to scroll)
