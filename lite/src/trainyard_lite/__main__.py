@@ -61,7 +61,7 @@ async def _serve(settings: Settings) -> None:
     from ._data import lock_folder
     from ._files import create_files
     from ._http import create_api
-    from ._server import GuardedProtocol, guard, raise_file_limit
+    from ._server import GuardedProtocol, end_slow_clients, raise_file_limit
     from ._watchdog import Watchdog
     from .services.tasks import watchdog
     from .services.workers import expire_workers
@@ -114,12 +114,12 @@ async def _serve(settings: Settings) -> None:
     try:
         # A port that is taken ends its server at once: then the others end too.
         tasks = [asyncio.create_task(server.serve()) for server in servers]
-        watch = asyncio.create_task(guard(servers))
+        watch = asyncio.create_task(end_slow_clients(servers))
         await asyncio.wait([*tasks, watch], return_when=asyncio.FIRST_COMPLETED)
         stop()
         await asyncio.gather(*tasks)
         if watch.done():
-            watch.result()  # an error ends the process: without the guard it is not served
+            watch.result()  # its error ends the process
         watch.cancel()
     finally:
         if hang:

@@ -1,7 +1,7 @@
 """Connections within bounds: what uvicorn's HTTP protocol does not limit by itself.
 
-Heads of requests are limited in bytes, connections in number.  One task, the guard, looks at all connections every
-second and ends those that drip a head or a body, do not read their answer, or do not close.
+Heads of requests are limited in bytes, connections in number.  One task, :func:`end_slow_clients`, looks at all
+connections every second and ends those that drip a head or a body, do not read their answer, or do not close.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from uvicorn import Server
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-__all__ = ["GuardedProtocol", "guard", "raise_file_limit"]
+__all__ = ["GuardedProtocol", "end_slow_clients", "raise_file_limit"]
 
 MAX_HEAD_BYTES = 32 * 1024  # URL and headers; a token has less than 1 kB
 MAX_CONNECTIONS = 512  # of one port
@@ -182,7 +182,7 @@ def raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
-async def guard(servers: Sequence[Server]) -> None:
+async def end_slow_clients(servers: Sequence[Server]) -> None:
     """End slow connections, until cancelled."""
     while True:
         await asyncio.sleep(1)
