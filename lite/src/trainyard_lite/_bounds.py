@@ -168,7 +168,12 @@ def _fit(value: Any, shape: Any) -> Any:
                 return {}
             if any(not isinstance(item, dict) for item in value.values()):
                 value = {key: item for key, item in value.items() if isinstance(item, dict)}
-            return {key: _fit(item, inner) for key, item in value.items()} if inner else value
+            if inner:
+                for key, item in value.items():
+                    new = _fit(item, inner)
+                    if new is not item:
+                        value[key] = new
+            return value
         if not isinstance(value, list):
             return []
         return [_fit(item, inner) for item in value if isinstance(item, dict)]
@@ -176,7 +181,7 @@ def _fit(value: Any, shape: Any) -> Any:
         value = {}
     for name, inner in shape.items():
         old = value.get(name)
-        if old is None:  # an unset field stays one
+        if old is None or (inner is TEXT and isinstance(old, str)):  # an unset field stays one
             continue
         new = _fit(old, inner)
         if new is _NOTHING:
