@@ -54,8 +54,8 @@ count: after an outage agents need a while to come back.
 
 How an experiment gets back into its queue
 ------------------------------------------
-settle.py, the same for worker and reaper. An experiment that another settler stopped for this and did not put back, and one
-that a worker pulled and never started, are settled too, whoever left them: the server's state says what is left to do.
+settle.py, the same for worker and reaper. An experiment that another settler stopped for this and did not put back, and
+one that a worker pulled and never started, are settled too, whoever left them: the server's state says what is left.
 
 The official server's ``workers.unregister`` knows only the workers of the caller's own account: another node's dead
 worker leaves its list by itself, after 10 minutes.
@@ -85,6 +85,7 @@ from typing import Any
 
 import requests
 import settle
+from watchdog import Watchdog
 
 Json = dict[str, Any]
 
@@ -337,7 +338,7 @@ class Api:
         self._post("events.add_batch", data=json.dumps(event), headers={"Content-Type": "application/json-lines"})
 
     def unsettled(self) -> list[Json]:
-        """List the tasks that run or wait, by whatever they were started, and those that were stopped to be put back."""
+        """List the tasks that run or wait, whatever started them, and those that were stopped to be put back."""
         put_back = {"status": ["stopped"], f"runtime.{settle.PUT_BACK}": "yes"}
         return [*self._tasks(status=["in_progress", "queued"]), *filter(settle.is_half_done, self._tasks(**put_back))]
 
@@ -386,7 +387,8 @@ class Api:
             self.time = parsedate_to_datetime(answer.headers["Date"]).timestamp()
         if answer.status_code != 200:
             message = f"{endpoint}: {answer.status_code} {meta.get('result_msg')}"
-            raise (RefusedError if 400 <= answer.status_code < 500 else ReaperError)(message)
+            # 401 and 429 pass: a key that is being rotated, a login that has to wait.
+            raise (RefusedError if answer.status_code in (400, 403, 404) else ReaperError)(message)
         return dict(data)
 
 
@@ -410,6 +412,7 @@ class Reaper:
         self._failing: dict[str, str] = {}
         self._failures = 0
         self._would: set[str] = set()
+        self._watchdog = Watchdog(patience(settings), "the reaper")
 
     # Passes
 
@@ -417,6 +420,7 @@ class Reaper:
         """Make passes until SIGTERM."""
         dry = ", dry run" if self.settings.dry_run else ""
         self._say(f"reaper of node {self.settings.node}: a pass every {self.settings.interval} s{dry}")
+        self._watchdog.start()
         while True:
             self.run_pass()
             time.sleep(self.settings.interval)
@@ -433,6 +437,7 @@ class Reaper:
         jobs = zip(JOBS, (self.remove_orphans, self.settle_dead, self.remove_images), strict=True)
         try:
             for name, job in jobs:
+                self._watchdog.beat()
                 self._isolated(name, job)
         finally:
             self.memory.last_pass = time.time()
@@ -479,6 +484,7 @@ class Reaper:
             yield False
             return
         self._acting = True
+        self._watchdog.beat()
         try:
             yield True
         finally:
@@ -763,13 +769,18 @@ class Reaper:
         self._count("image_bytes_freed_total", max(0, self.disk.free() - before))
 
 
+def patience(settings: Settings) -> float:
+    """Return after how many seconds without progress the reaper is unhealthy, and ends itself."""
+    return 5.0 * settings.interval + 300
+
+
 def healthy(settings: Settings) -> bool:
     """Tell whether passes come, whatever their jobs say."""
     try:
         age = time.time() - (settings.state / "reaper.prom").stat().st_mtime
     except OSError:
         return False
-    return age < 5 * settings.interval + 300
+    return age < patience(settings)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -42,11 +42,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-__all__ = ["PUT_BACK", "REQUEUES", "STOPPED_FOR", "Outcome", "Policy", "RefusedError", "Server", "is_half_done", "queue_of", "settle"]
+__all__ = [
+    "PUT_BACK",
+    "REQUEUES",
+    "STOPPED_FOR",
+    "Outcome",
+    "Policy",
+    "RefusedError",
+    "Server",
+    "is_half_done",
+    "queue_of",
+    "settle",
+]
 
 Json = dict[str, Any]
 
-# Runtime properties of an experiment: how often it went back, for which run that was counted, and that it is on its way.
+# Runtime properties of an experiment: how often it went back, for which run that was counted, that it is on its way.
 REQUEUES, REQUEUED_RUN, PUT_BACK = "trainyard_requeues", "trainyard_requeued_run", "trainyard_put_back"
 STOPPED_FOR = "stopped to be put back into its queue"
 # What the official server itself writes: when a queue did not take an experiment, and when its owner aborts it.

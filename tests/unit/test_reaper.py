@@ -511,7 +511,9 @@ def test_the_experiment_of_a_dead_worker_goes_back_in_front_and_runs_again(
     assert now["runtime"].pop("trainyard_requeued_run").startswith("in_progress since ")
     assert now["runtime"] == {"_exec_agent_hostname": "gpu02", "trainyard_requeues": 1}
     (line,) = node.console(task)
-    told = r"\[reaper:gpu01\] its worker gpu02-1:gpu0 is silent for 3\d{3} s, the experiment for 3\d{3} s: it goes back "
+    told = (
+        r"\[reaper:gpu01\] its worker gpu02-1:gpu0 is silent for 3\d{3} s, the experiment for 3\d{3} s: it goes back "
+    )
     assert re.match(told, line)
     assert now["status_reason"].startswith("[reaper:gpu01] its worker gpu02-1:gpu0")
 
@@ -995,7 +997,7 @@ def test_a_refused_key_or_a_broken_file_is_named_without_the_secret(site: Site, 
     made = make(tmp_path / "s", site.port)
     conf = tmp_path / "s/clearml.conf"
     conf.write_text(conf.read_text().replace("AGENTSECRET", "WRONGSECRET"))
-    with pytest.raises(reaper.RefusedError, match=r"auth\.login: 401") as caught:
+    with pytest.raises(reaper.ReaperError, match=r"auth\.login: 401") as caught:
         made.settle_dead()
     assert "WRONGSECRET" not in str(caught.value)
     conf.write_text("api { api_server: x }")
