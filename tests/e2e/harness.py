@@ -32,6 +32,8 @@ AGENT_IMAGE = os.environ.get("E2E_AGENT_IMAGE", "trainyard/agent:0.1.0")
 TASK_IMAGE = os.environ.get("E2E_TASK_IMAGE", "trainyard/perception:3.11-cpu")
 USER = "admin"
 PROJECT = "tests/end to end"
+# A status of these is an end.
+ENDED = ("completed", "published", "closed", "failed", "stopped")
 
 T = TypeVar("T")
 
@@ -396,8 +398,8 @@ def wait_for_status(api: ClearmlApi, task: str, status: str, timeout: float) -> 
         seen = get(api, task)
         if seen["status"] == status:
             return seen
-        ended = seen["status"] in {"completed", "failed", "stopped", "published"}
-        assert not ended, f"{seen['status']}, not {status}: {seen.get('status_reason')}\n{console(api, task)}"
+        told = f"{seen['status']}, not {status}: {seen.get('status_reason')}"
+        assert seen["status"] not in ENDED, f"{told}\n{console(api, task)}"
         return None
 
     return wait_for(f"experiment {task} is {status}", look, timeout)
