@@ -66,13 +66,15 @@ from clearml_agent.commands import worker as upstream
 from clearml_agent.errors import Sigterm
 from clearml_agent.helper.process import Argv, ExitStatus
 from clearml_agent.helper.resource_monitor import ResourceMonitor
-from urllib3.util.retry import Retry
+from urllib3.connectionpool import HTTPConnectionPool
 from watchdog import Watchdog
 
 STATE = Path(os.environ.get("TRAINYARD_STATE", "/var/lib/trainyard"))
 LOST = os.environ.get("TRAINYARD_LOST") or "requeue"
 MAX_REQUEUES = int(os.environ.get("TRAINYARD_MAX_REQUEUES") or 2)
-WATCHDOG = Watchdog(float(os.environ.get("TRAINYARD_WATCHDOG_SECONDS") or 1800), "the worker")
+PATIENCE = float(os.environ.get("TRAINYARD_WATCHDOG_SECONDS") or 1800)
+WATCHDOG = Watchdog(PATIENCE, "the worker")
+WATCHER = Watchdog(PATIENCE, "the worker's look after its experiment")
 SERVICES_LIMIT = int(os.environ.get("TRAINYARD_SERVICES_LIMIT") or 0)
 # Files in the state folder.
 DRAIN, RECORD = STATE / "drain", STATE / "task.json"
@@ -182,10 +184,13 @@ def is_own(worker: upstream.Worker, known: dict[str, Any]) -> bool:
 def until_done(what: str, step: Callable[[], T]) -> T | None:
     """Do what must not be left undone, again and again while the server or Docker is away.
 
+    Ends the process when Docker does not answer for long: its socket may be another one by now, which only a container
+    that is started again sees. The record stays, so the next process goes on.
+
     Returns:
         What ``step`` returned; None when the server keeps saying no.
     """
-    refusals = 0
+    refusals, failures = 0, 0
     while True:
         WATCHDOG.beat()
         try:
@@ -194,10 +199,15 @@ def until_done(what: str, step: Callable[[], T]) -> T | None:
             refusals += 1
             print(f"{what}: the server refuses it ({error})", flush=True)
             if refusals >= REFUSALS:
-                print(f"{what}: given up after {refusals} refusals; the reaper of a node goes on with it", flush=True)
+                print(f"{what}: given up after {refusals} refusals", flush=True)
                 return None
         except (OSError, subprocess.SubprocessError) as error:
-            print(f"{what}: not possible yet, tried again in {RETRY_SECONDS:.0f} s ({error})", flush=True)
+            failures = failures + 1 if isinstance(error, subprocess.SubprocessError) else 0
+            reason = getattr(error, "stderr", None) or error
+            print(f"{what}: not possible yet, tried again in {RETRY_SECONDS:.0f} s ({reason})", flush=True)
+            if failures * RETRY_SECONDS >= DAEMON_SECONDS:
+                print(f"{what}: Docker fails for {DAEMON_SECONDS:.0f} s, the worker is started again", flush=True)
+                os._exit(1)
         time.sleep(RETRY_SECONDS)
 
 
@@ -225,7 +235,8 @@ def stop_services(worker: upstream.Worker) -> None:
         container, _, name = line.partition(" ")
         match = CONTAINER_NAME.match(name)
         if match:
-            call(worker, "tasks", "stopped", task=match[1], force=True, status_reason="its worker was stopped")
+            stopped = partial(call, worker, "tasks", "stopped", task=match[1], force=True)
+            until_done(f"stop experiment {match[1]}", partial(stopped, status_reason="its worker was stopped"))
         docker("rm", "--force", "--volumes", container)
 
 
@@ -261,6 +272,11 @@ def record(task: str, queue: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     Path(name).replace(RECORD)
+    folder = os.open(STATE, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # or the name is lost with the power
+    finally:
+        os.close(folder)
 
 
 def recorded() -> dict[str, str]:
@@ -287,6 +303,7 @@ def watch() -> None:
     looked = time.monotonic()
     while True:
         time.sleep(LOOK_SECONDS)
+        WATCHER.beat()
         worker, task = Current.worker, Current.task
         if worker is None or not task:
             looked = time.monotonic()
@@ -528,6 +545,7 @@ class Worker(upstream.Worker):  # type: ignore[misc]
         """Settle what is left, then pull and run."""
         Current.worker, Current.task = self, ""
         WATCHDOG.start()
+        WATCHER.start()
         if self._services_mode:
             settle_service(self)
         else:
@@ -539,9 +557,18 @@ class Worker(upstream.Worker):  # type: ignore[misc]
                 stop_services(self)
             raise
 
+    def get_worker_properties(self, queue_ids: list[str]) -> Any:
+        """Return what the server says of the queues; asked in each round, also while all of them are paused."""
+        WATCHDOG.beat()
+        return super().get_worker_properties(queue_ids)
+
     def run_one_task(self, queue: str, task_id: str, *words: Any, **options: Any) -> int | None:
         """Run an experiment that was pulled, in a container that outlives this process."""
-        if self.refuse(task_id) or self.refuse_image(task_id):
+        refused = until_done(f"check experiment {task_id}", partial(self.refused, task_id))
+        if refused is None:  # the server does not let us look: it was deleted, say
+            why = f"worker {self.worker_id} could not read it"
+            until_done(f"settle experiment {task_id}", partial(lose, self, task_id, why))
+        if refused is not False:
             RECORD.unlink(missing_ok=True)
             return None
         if self._services_mode:
@@ -550,6 +577,10 @@ class Worker(upstream.Worker):  # type: ignore[misc]
             return status
         with holding(self, task_id):
             return self.run_allowed(queue, task_id, *words, **options)
+
+    def refused(self, task: str) -> bool:
+        """Fail an experiment that must not run here."""
+        return self.refuse(task) or self.refuse_image(task)
 
     def run_allowed(self, queue: str, task_id: str, *words: Any, **options: Any) -> int | None:
         """Run an experiment, or let it fail where the site does not allow its container."""
@@ -666,7 +697,7 @@ class Worker(upstream.Worker):  # type: ignore[misc]
                 print(f"Docker went away under experiment {task_id}: the worker starts anew, with it", flush=True)
                 os._exit(1)  # Docker starts it again, with the socket of today; settle_leftovers does the rest
         super().handle_task_termination(task_id, exit_code, stop_reason, **options)
-        if task_id == Current.task:
+        if task_id == Current.task or self._services_mode:
             until_done(
                 f"report the end of experiment {task_id}", partial(self.confirm, task_id, exit_code, stop_reason)
             )
@@ -719,14 +750,21 @@ class StopSignal(upstream.TaskStopSignal):  # type: ignore[misc]
         return super().test()
 
 
-def patient(increment: Callable[..., Retry]) -> Callable[..., Retry]:
-    """Return urllib3's count of tries so that each is progress: a server that is away does not mean that we hang."""
+def counted(urlopen: Callable[..., T]) -> Callable[..., T]:
+    """Return urllib3's way to send a request so that each try is progress: we do not hang while the server is away.
 
-    def counted(*words: Any, **options: Any) -> Retry:
-        WATCHDOG.beat()
-        return increment(*words, **options)
+    clearml-agent tries without end where there is no answer, and where the server answers that it is in maintenance.
+    """
 
-    return counted
+    def send(*words: Any, **options: Any) -> T:
+        thread = threading.current_thread()
+        if thread is threading.main_thread():
+            WATCHDOG.beat()
+        elif thread.name == watch.__name__:
+            WATCHER.beat()
+        return urlopen(*words, **options)
+
+    return send
 
 
 def main() -> int:
@@ -737,10 +775,10 @@ def main() -> int:
     upstream.get_next_task = next_task
     upstream.DockerArgsTemplateResolver = Literal
     upstream.TaskStopSignal = StopSignal
-    Retry.increment = patient(Retry.increment)  # type: ignore[method-assign,assignment]
+    HTTPConnectionPool.urlopen = counted(HTTPConnectionPool.urlopen)  # type: ignore[method-assign]
     upstream.DockerArgsSanitizer = Sanitizer
     commands.Worker = Worker
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=watch, name=watch.__name__, daemon=True).start()
     return int(program.main() or 0)
 
 
