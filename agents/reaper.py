@@ -556,12 +556,15 @@ class Reaper:
         mine = [c for c in found if c.owner and self._mine(c.owner)]
         without = {c.id for c in mine if c.owner not in alive}
         self.memory.orphans = {id_: self.memory.orphans.get(id_, now) for id_ in without}
+        # A worker keeps the container, which has the exit status, until the server knows the end.
+        since = self.memory.watching_since
+        reached = since is not None and now - since >= self.settings.orphan_seconds
         for container in mine:
             away = now - self.memory.orphans.get(container.id, now)
             if container.id in without and away >= self.settings.orphan_seconds:
                 state = "stopped" if any(c.worker == container.owner for c in found) else "gone"
                 self._remove(container, f"its worker {container.owner} is {state}")
-            elif container.status not in ALIVE and now - seconds_of(container.since) > DAY:
+            elif container.status not in ALIVE and now - seconds_of(container.since) > DAY and reached:
                 self._remove(container, f"{container.status} for more than a day")
 
     def _remove(self, container: Container, why: str) -> None:

@@ -166,7 +166,7 @@ class Server:
 
 
 class Proxy:
-    """Stands between a worker and the API, and answers in its place with a fault, once to each endpoint in ``faults``."""
+    """Stands between a worker and the API, and answers in its place with a fault: once to each of ``faults``."""
 
     def __init__(self, server: Server) -> None:
         self.faults: list[str] = []

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 AGENTS = Path(__file__).resolve().parents[2] / "agents"
 
 
@@ -25,6 +27,22 @@ def test_a_program_that_hangs_is_ended_and_says_where() -> None:
     assert done.returncode == 70
     assert done.stderr.startswith("the reaper has made no progress for 0 s and is ended, to be started again")
     assert "in waits_for_nothing" in done.stderr
+
+
+@pytest.mark.parametrize(("module", "job"), [("reaper", "remove_orphans"), ("pruner", "run_pass")])
+def test_a_pass_that_hangs_ends_reaper_and_pruner(tmp_path: Path, module: str, job: str) -> None:
+    done = run(
+        f"import {module} as module\n"
+        "from pathlib import Path\n"
+        "module.patience = lambda settings: 0.4\n"
+        "def hangs():\n"
+        "    while True: time.sleep(0.05)\n"
+        f"program = module.{module.title()}(module.Settings(node='n', state=Path({str(tmp_path)!r})))\n"
+        f"program.{job} = hangs\n"
+        "program.run()\n"
+    )
+    assert done.returncode == 70, done.stderr
+    assert "in hangs" in done.stderr
 
 
 def test_a_program_that_makes_progress_is_left_alone() -> None:

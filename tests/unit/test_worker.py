@@ -38,6 +38,11 @@ class StopReason:
     no_stop, exception, stopped, reset, status_changed, not_found = range(6)
 
 
+class StopSignal:
+    def test(self) -> int:
+        return StopReason.no_stop
+
+
 class Agent:
     """What worker.py needs of clearml-agent's worker."""
 
@@ -187,7 +192,7 @@ class Node:
 def module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
     """Return worker.py, with a stand-in for clearml-agent."""
     upstream = ModuleType("clearml_agent.commands.worker")
-    upstream.__dict__.update(Worker=Agent, TaskStopReason=StopReason, TaskStopSignal=object, get_next_task=None)
+    upstream.__dict__.update(Worker=Agent, TaskStopReason=StopReason, TaskStopSignal=StopSignal, get_next_task=None)
     upstream.__dict__.update(DockerArgsTemplateResolver=object, DockerArgsSanitizer=object, Events=object)
     names = {
         "clearml_agent": {},
@@ -422,6 +427,9 @@ def test_what_is_not_a_hang_counts_as_progress(node: Node) -> None:
     watchdog = node.module.WATCHDOG
     before = watchdog._beats
     assert node.worker.get_worker_properties(["q"]) == "of ['q']"
+    assert watchdog._beats > before
+    before = watchdog._beats
+    assert node.module.StopSignal().test() == StopReason.no_stop, "a training that runs for days"
     assert watchdog._beats > before
     before = watchdog._beats
     assert node.module.counted(lambda: "sent")() == "sent"
