@@ -13,7 +13,19 @@ from pathlib import Path
 import pytest
 import yaml
 from clearml_api import ClearmlApi
-from harness import ROOT, TASK_IMAGE, Platform, Worker, console, enqueue, get, project_id, wait_for, wait_for_status
+from harness import (
+    ENDED,
+    ROOT,
+    TASK_IMAGE,
+    Platform,
+    Worker,
+    console,
+    enqueue,
+    get,
+    project_id,
+    wait_for,
+    wait_for_status,
+)
 
 QUEUE, SERVICES = "wall", "wall-services"
 DEFAULTS = yaml.safe_load((ROOT / "ansible/roles/clearml_agent/defaults/main.yml").read_text())
@@ -74,7 +86,7 @@ def submit(
 
 def refused(api: ClearmlApi, platform: Platform, task: str, canary: Path) -> str:
     """Wait until an experiment has failed without having run; return its console."""
-    wait_for("it has ended", lambda: get(api, task)["status"] in {"failed", "completed", "stopped"}, 120)
+    wait_for("it has ended", lambda: get(api, task)["status"] in ENDED, 120)
     text = console(api, task)
     assert canary.read_text() not in text, "it has read a file of the host"
     assert platform.server.key not in text, "it has the node's key"
