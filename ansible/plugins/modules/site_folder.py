@@ -59,6 +59,10 @@ removes:
   description: What is removed, by C(path) and C(size) (V(planned) only).
   type: list
   returned: planned, absent
+places:
+  description: Where compose files of containers of this folder lie.
+  type: list
+  returned: planned
 keeps:
   description: What stays there, by C(path) and C(why).
   type: list
@@ -342,7 +346,14 @@ class SiteFolder:
     def create(self, folders: list[str], todo: list[str]) -> None:
         """Create and mark what ``missing`` returned; the root's mark comes last, so a broken run is completed."""
         old = read_mark(self.path)
-        os.makedirs(self.path, mode=0o755, exist_ok=True)
+        above = self.path
+        new = []
+        while not os.path.lexists(above):
+            new.append(above)
+            above = os.path.dirname(above)
+        for place in reversed(new):
+            os.mkdir(place)
+            os.chmod(place, 0o755)  # noqa: S103  # whatever root's umask is: the services must get through
         for name in todo:
             place = os.path.join(self.path, name) if name else self.path
             if name:
@@ -436,6 +447,10 @@ class SiteFolder:
                 f"{self._named}: {shown(place)}{more} cannot be removed: {why}. Remove it by hand, and run this again"
             )
         return done, keeps
+
+    def others(self) -> bool:
+        """Return whether anything but the mark is in the folder."""
+        return bool(set(os.listdir(self.path)) - {MARK})
 
     def _remove_root(self, keeps: list[tuple[str, str]]) -> list[str]:
         left = set(os.listdir(self.path)) - {MARK}
@@ -583,8 +598,13 @@ def run(given: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
     for place in removes:
         size, all_of_it = folder.size(place)
         sizes.append({"path": shown(place), "size": human(size, all_of_it=all_of_it)})
-    empty = itself and not removes and not keeps
-    return {"changed": state == "absent" and (bool(removes) or empty), "removes": sizes, "keeps": kept_lines(keeps)}
+    empty = itself and not removes and not keeps and not folder.others()
+    return {
+        "changed": state == "absent" and (bool(removes) or empty),
+        "removes": sizes,
+        "keeps": kept_lines(keeps),
+        "places": [given["path"], os.path.join(given["path"], "compose")],
+    }
 
 
 def main() -> None:
