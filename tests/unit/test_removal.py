@@ -213,7 +213,7 @@ def test_what_is_not_marked_stays_and_is_shown_before_the_question(site: Hosts) 
     assert code == 0, said
     for host in ("old", "gone"):
         assert f"{host}: there is nothing to remove" in said
-    assert f"old: keeps {old}/data: no {MARK} in it says that the site team made it" in said
+    assert f"old: keeps {old}: no {MARK} in it says that the site team made it" in said
     assert f"old: keeps {old}/agent/cache: no {MARK} in it" in said
     assert site.names("old") == before
     assert config.read_text().split() == ["[cache]", "dir", "=", "/elsewhere", "[core]", "remote", "=", "nas"]

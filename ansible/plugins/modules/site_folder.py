@@ -397,6 +397,9 @@ class SiteFolder:
                 removes.append(place)
             elif verdict:
                 keeps.append((place, verdict))
+        if not marked and not self._guest and any(why == self._unmarked() for _, why in keeps):
+            # One line says it for all that is in it.
+            keeps = [(self.path, self._unmarked()), *(each for each in keeps if each[1] != self._unmarked())]
         return removes, keeps, marked and not only
 
     def _unmarked(self) -> str:
