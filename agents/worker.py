@@ -618,7 +618,7 @@ class Worker(upstream.Worker):  # type: ignore[misc]
         # Its own --rm stands before the image; without it the container outlives this process.
         if not self._services_mode and own[-5] == "--rm":
             del own[-5]
-        asked = [docker_arguments] if isinstance(docker_arguments, str) else docker_arguments or []
+        asked = policy.split(docker_arguments) if isinstance(docker_arguments, str) else docker_arguments or []
         self._own_command, self._image = own, str(parts["docker_image"])
         command = policy.command_of(own, map(str, asked))
         problem = self.refusal(command)
