@@ -48,6 +48,8 @@ def run(
         folders = PARTS if variable == "clearml_agent_root" and state in {"present", "checked"} else []
     given = {"path": str(path), "state": state, "variable": variable, "folders": folders, "site": site}
     result: dict[str, Any] = site_folder.run(given, check_mode=check)
+    if result.get("problem"):
+        raise FolderError(result["problem"])  # as the preflight does
     json.dumps(result)
     return result
 

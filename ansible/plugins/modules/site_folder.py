@@ -47,7 +47,7 @@ options:
     default: ""
   state:
     description:
-      - V(present) creates and marks what is missing. V(checked) only fails where V(present) would. V(planned) reports
+      - V(present) creates and marks what is missing. V(checked) reports why V(present) would fail. V(planned) reports
         what V(absent) would remove and keep, with sizes. V(absent) removes it.
     type: str
     choices: [present, checked, planned, absent]
@@ -55,6 +55,10 @@ options:
 """
 
 RETURN = r"""
+problem:
+  description: Why V(present) would fail; empty if it would not.
+  type: str
+  returned: checked
 removes:
   description: What is removed, by C(path) and C(size) (V(planned) only).
   type: list
@@ -587,9 +591,15 @@ def run(given: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
     folder = SiteFolder(given["path"], given["variable"], given["site"])
     state, names = given["state"], given["folders"]
     if state in ("present", "checked"):
-        todo = folder.missing(names)
         if state == "checked":
-            return {"changed": False}
+            try:
+                folder.missing(names)
+            except FolderError as error:
+                return {"changed": False, "problem": str(error)}
+            except PermissionError:
+                pass  # a preflight without root sees less
+            return {"changed": False, "problem": ""}
+        todo = folder.missing(names)
         if todo and not check_mode:
             folder.create(names, todo)
         return {"changed": bool(todo)}
@@ -629,8 +639,6 @@ def main() -> None:
     except FolderError as error:
         module.fail_json(msg=str(error))
     except OSError as error:
-        if module.params["state"] == "checked" and isinstance(error, PermissionError):
-            module.exit_json(changed=False)  # a preflight without root sees less
         module.fail_json(
             msg=f"{module.params['variable']} is {module.params['path']!r}: {error.filename}: {error.strerror}"
         )
