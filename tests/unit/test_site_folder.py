@@ -187,6 +187,19 @@ def test_a_folder_from_before_marks_is_adopted(tmp_path: Path) -> None:
     assert tree(root) == [MARK, "alice", "alice/thesis.tex"]
 
 
+def test_a_part_that_only_an_older_deployment_needed_is_adopted_too(tmp_path: Path) -> None:
+    """A key for repositories that left the inventory must not stay on the disk."""
+    root = tmp_path / "agent"
+    root.mkdir()
+    fill(root)
+    (root / "ssh").mkdir()
+    (root / "ssh/id_git").write_text("x")
+    run(root)
+    assert run(root, "absent", folders=["ssh"])["changed"]
+    assert not (root / "ssh").exists()
+    assert not run(root)["changed"]
+
+
 @pytest.mark.parametrize(
     ("variable", "files"),
     [

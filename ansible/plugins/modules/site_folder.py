@@ -321,7 +321,10 @@ class SiteFolder:
                 raise FolderError(self._unknown(self.path, other, "", folders))
             guest = True
         todo = []
-        for name in folders:
+        # What an older deployment made and this one does not need is the role's too.
+        parts = [name[:-1] for name in PARTS.get(self.variable, ()) if name.endswith("/")] if known else []
+        older = [name for name in parts if name not in folders and is_folder(os.path.join(self.path, name))]
+        for name in [*folders, *older]:
             place = os.path.join(self.path, name)
             if os.path.islink(place):
                 continue  # an operator's: the role uses it, and never removes what is behind it
@@ -365,7 +368,7 @@ class SiteFolder:
                     os.mkdir(place, 0o700)  # the role's next task gives it its owner and mode
             mark = Mark(self.site, f"{self.variable}/{name}" if name else self.variable)
             if not name:
-                mark = mark._replace(parts=tuple({*(old.parts if old else ()), *folders}))
+                mark = mark._replace(parts=tuple({*(old.parts if old else ()), *folders, *filter(None, todo)}))
             write_mark(place, mark)
 
     # --- remove -------------------------------------------------------------------------------------------------------
