@@ -610,6 +610,7 @@ def run(given: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
     if state == "absent" and not check_mode:
         gone, keeps = folder.remove(names)
         return {"changed": bool(gone), "removes": [{"path": shown(path)} for path in gone], "keeps": kept_lines(keeps)}
+    real = os.path.realpath(given["path"])
     sizes = []
     for place in removes:
         size, all_of_it = folder.size(place)
@@ -619,7 +620,7 @@ def run(given: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
         "changed": state == "absent" and (bool(removes) or empty),
         "removes": sizes,
         "keeps": kept_lines(keeps),
-        "places": [given["path"], os.path.join(given["path"], "compose")],
+        "places": [f"{place}{below}" for place in dict.fromkeys([given["path"], real]) for below in ("", "/compose")],
     }
 
 
