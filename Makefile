@@ -122,7 +122,6 @@ down: tools ## stop everything, keep all data (FORCE=yes: even running experimen
 .PHONY: destroy
 destroy: tools ## show what goes and what stays, ask, remove containers, settings and data (CONFIRM=yes: without asking)
 	@$(PLAYBOOK) ansible/destroy.yml $(if $(CONFIRM),-e destroy_confirm=$(CONFIRM)) $(ARGS)
-	rm -f $(SITE_FILE)
 
 .PHONY: lint
 lint: tools-dev ## every linter, on everything

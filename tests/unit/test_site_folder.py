@@ -48,6 +48,8 @@ def run(
         folders = PARTS if variable == "clearml_agent_root" and state in {"present", "checked"} else []
     given = {"path": str(path), "state": state, "variable": variable, "folders": folders, "site": site}
     result: dict[str, Any] = site_folder.run(given, check_mode=check)
+    if result.get("problem"):
+        raise FolderError(result["problem"])  # as the preflight does
     json.dumps(result)
     return result
 
@@ -183,6 +185,19 @@ def test_a_folder_from_before_marks_is_adopted(tmp_path: Path) -> None:
     assert not run(root)["changed"]
     run(root, "absent")
     assert tree(root) == [MARK, "alice", "alice/thesis.tex"]
+
+
+def test_a_part_that_only_an_older_deployment_needed_is_adopted_too(tmp_path: Path) -> None:
+    """A key for repositories that left the inventory must not stay on the disk."""
+    root = tmp_path / "agent"
+    root.mkdir()
+    fill(root)
+    (root / "ssh").mkdir()
+    (root / "ssh/id_git").write_text("x")
+    run(root)
+    assert run(root, "absent", folders=["ssh"])["changed"]
+    assert not (root / "ssh").exists()
+    assert not run(root)["changed"]
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ options:
     default: ""
   state:
     description:
-      - V(present) creates and marks what is missing. V(checked) only fails where V(present) would. V(planned) reports
+      - V(present) creates and marks what is missing. V(checked) reports why V(present) would fail. V(planned) reports
         what V(absent) would remove and keep, with sizes. V(absent) removes it.
     type: str
     choices: [present, checked, planned, absent]
@@ -55,6 +55,10 @@ options:
 """
 
 RETURN = r"""
+problem:
+  description: Why V(present) would fail; empty if it would not.
+  type: str
+  returned: checked
 removes:
   description: What is removed, by C(path) and C(size) (V(planned) only).
   type: list
@@ -317,7 +321,10 @@ class SiteFolder:
                 raise FolderError(self._unknown(self.path, other, "", folders))
             guest = True
         todo = []
-        for name in folders:
+        # What an older deployment made and this one does not need is the role's too.
+        parts = [name[:-1] for name in PARTS.get(self.variable, ()) if name.endswith("/")] if known else []
+        older = [name for name in parts if name not in folders and is_folder(os.path.join(self.path, name))]
+        for name in [*folders, *older]:
             place = os.path.join(self.path, name)
             if os.path.islink(place):
                 continue  # an operator's: the role uses it, and never removes what is behind it
@@ -361,7 +368,7 @@ class SiteFolder:
                     os.mkdir(place, 0o700)  # the role's next task gives it its owner and mode
             mark = Mark(self.site, f"{self.variable}/{name}" if name else self.variable)
             if not name:
-                mark = mark._replace(parts=tuple({*(old.parts if old else ()), *folders}))
+                mark = mark._replace(parts=tuple({*(old.parts if old else ()), *folders, *filter(None, todo)}))
             write_mark(place, mark)
 
     # --- remove -------------------------------------------------------------------------------------------------------
@@ -587,9 +594,15 @@ def run(given: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
     folder = SiteFolder(given["path"], given["variable"], given["site"])
     state, names = given["state"], given["folders"]
     if state in ("present", "checked"):
-        todo = folder.missing(names)
         if state == "checked":
-            return {"changed": False}
+            try:
+                folder.missing(names)
+            except FolderError as error:
+                return {"changed": False, "problem": str(error)}
+            except PermissionError:
+                pass  # a preflight without root sees less
+            return {"changed": False, "problem": ""}
+        todo = folder.missing(names)
         if todo and not check_mode:
             folder.create(names, todo)
         return {"changed": bool(todo)}
@@ -597,6 +610,7 @@ def run(given: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
     if state == "absent" and not check_mode:
         gone, keeps = folder.remove(names)
         return {"changed": bool(gone), "removes": [{"path": shown(path)} for path in gone], "keeps": kept_lines(keeps)}
+    real = os.path.realpath(given["path"])
     sizes = []
     for place in removes:
         size, all_of_it = folder.size(place)
@@ -606,7 +620,7 @@ def run(given: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
         "changed": state == "absent" and (bool(removes) or empty),
         "removes": sizes,
         "keeps": kept_lines(keeps),
-        "places": [given["path"], os.path.join(given["path"], "compose")],
+        "places": [f"{place}{below}" for place in dict.fromkeys([given["path"], real]) for below in ("", "/compose")],
     }
 
 
@@ -629,8 +643,6 @@ def main() -> None:
     except FolderError as error:
         module.fail_json(msg=str(error))
     except OSError as error:
-        if module.params["state"] == "checked" and isinstance(error, PermissionError):
-            module.exit_json(changed=False)  # a preflight without root sees less
         module.fail_json(
             msg=f"{module.params['variable']} is {module.params['path']!r}: {error.filename}: {error.strerror}"
         )

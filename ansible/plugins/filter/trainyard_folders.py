@@ -1,5 +1,5 @@
 # Part of Trainyard.
-"""Filters that show what is removed from a host, and what stays."""
+"""Filters that show whose the folders of a host are, what is removed from it, and what stays."""
 
 from __future__ import annotations
 
@@ -60,9 +60,18 @@ def trainyard_stayed(registered: Sequence[Mapping[str, Any]], host: str) -> list
     return list(dict.fromkeys(_kept(list(_results(registered)), host)))
 
 
+def trainyard_folder_problems(registered: Sequence[Mapping[str, Any]], host: str) -> list[str]:
+    """Return why site_folder (state checked) would not take the folders of a host, a line each."""
+    return [f"{host}: {result['problem']}" for result in _results(registered) if result.get("problem")]
+
+
 class FilterModule:
     """Tells Ansible the filters."""
 
     def filters(self) -> dict[str, Any]:
         """Give the filters by name."""
-        return {"trainyard_removal": trainyard_removal, "trainyard_stayed": trainyard_stayed}
+        return {
+            "trainyard_folder_problems": trainyard_folder_problems,
+            "trainyard_removal": trainyard_removal,
+            "trainyard_stayed": trainyard_stayed,
+        }
