@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -486,6 +487,11 @@ def trainyard_revision(texts: Sequence[Any]) -> str:
     return hashlib.sha256("\0".join(map(str, texts)).encode()).hexdigest()[:16]
 
 
+def trainyard_token_secret(secret: str, epoch: str) -> str:
+    """Return the secret that signs the tokens of an epoch (module clearml_logins): a new epoch ends all logins."""
+    return hmac.new(secret.encode(), epoch.encode(), hashlib.sha256).hexdigest()
+
+
 def trainyard_names_problems(lines: Sequence[str], domain: str, host: str) -> list[str]:
     """Find names of a domain that have no address; ``lines`` are those that have one."""
     missing = [name for name in (f"app.{domain}", f"api.{domain}", f"files.{domain}") if name not in set(lines)]
@@ -553,6 +559,7 @@ class FilterModule:
             "trainyard_host_problems": trainyard_host_problems,
             "trainyard_without_secrets": trainyard_without_secrets,
             "trainyard_revision": trainyard_revision,
+            "trainyard_token_secret": trainyard_token_secret,
             "trainyard_names_problems": trainyard_names_problems,
             "trainyard_task_arguments": trainyard_task_arguments,
         }
