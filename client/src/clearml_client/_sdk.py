@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+from functools import wraps
+from pathlib import Path
 from typing import Any
 
 from clearml import Task
 from clearml.backend_api.utils import get_http_session_with_retry
+from clearml.backend_interface.model import Model
 from clearml.utilities.check_updates import CheckPackageUpdates
+
+from ._storable import storable
 
 __all__ = ["correct"]
 
@@ -25,8 +30,36 @@ def correct() -> None:
     Task._Task__detect_repo_async = False  # type: ignore[attr-defined]  # its private name
     # It tells clear.ml of this machine when it looks for a newer SDK: a site's own server is nobody else's matter.
     CheckPackageUpdates._package_version_checked = True
+    _store_under_names_that_can_be_deleted()
     if not Task.is_offline():
         _renew_connections_after_forks()
+
+
+def _store_under_names_that_can_be_deleted() -> None:
+    """Keep ``+ % # ?`` of projects, experiments and model files out of the paths on the file server.
+
+    Artifacts, models and debug samples all lie below the path that the first method returns; the names of artifacts
+    themselves the SDK writes so already.
+    """
+    suffix: Any = Task._get_output_destination_suffix
+    upload: Any = Model._upload_model
+    if getattr(suffix, "_storable", False):
+        return
+
+    @wraps(suffix)
+    def storable_suffix(*args: Any, **kwargs: Any) -> str:
+        return storable(suffix(*args, **kwargs))
+
+    @wraps(upload)
+    def storable_upload(
+        self: Model, model_file: Any, async_enable: bool = False, target_filename: Any = None, cb: Any = None
+    ) -> Any:
+        name = storable(target_filename or Path(model_file).name)
+        return upload(self, model_file, async_enable=async_enable, target_filename=name, cb=cb)
+
+    storable_suffix._storable = True  # type: ignore[attr-defined]
+    Task._get_output_destination_suffix = storable_suffix  # type: ignore[method-assign]
+    Model._upload_model = storable_upload  # type: ignore[method-assign]
 
 
 def _renew_connections_after_forks() -> None:
