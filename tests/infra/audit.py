@@ -53,6 +53,17 @@ def ask(
     return int(status), text
 
 
+def allowed_origin(host: Host, url: str, origin: str) -> str:
+    """Return whose page the answer allows to read it, as a browser would see it."""
+    code = (
+        "import ssl, sys, urllib.request as r; url, origin = sys.argv[1:];"
+        "o = r.build_opener(r.ProxyHandler({}), r.HTTPSHandler(context=ssl._create_unverified_context()));"
+        "a = o.open(r.Request(url, headers={'Origin': origin}), timeout=20);"
+        "print(a.headers.get('Access-Control-Allow-Origin', ''))"
+    )
+    return host.check_output("python3 -c %s %s %s", code, url, origin).strip()
+
+
 def bearer(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
 
