@@ -94,8 +94,6 @@ def node(**settings: Any) -> dict[str, Any]:
     return {
         "node": "LARGE-GPU-1",
         "gpus": "auto",
-        "poll_seconds": 2,
-        "mounts": [],
         "explicit": False,
         "queue_descriptions": {},
         **settings,
@@ -172,10 +170,7 @@ def test_slices_services_and_limits() -> None:
     [
         ([{"name": "big", "gpus": [7]}], "has the GPU 7, which nvidia-smi does not list: it has 0, 1"),
         ([{"name": "big", "gpus": [SLICES[0]]}], f"has the GPU {SLICES[0]!r}, which nvidia-smi does not list"),
-        ([{"name": "big", "services": "many"}], "services: 'many'; write how many experiments it runs at once"),
         ([{"name": "big", "services": 2, "gpus": [0]}], "services and the GPUs [0]; its experiments would share"),
-        ([{"name": "big", "gpus": [0], "memory": "60 GB"}], "memory: '60 GB'; write it like 60g"),
-        ([{"name": "big", "gpus": [0], "cpus": "all"}], "cpus: 'all'; write it like 8"),
     ],
 )
 def test_mistakes_of_a_worker_are_told(explicit: list[dict[str, Any]], told: str) -> None:
@@ -342,8 +337,10 @@ def test_mistakes_across_hosts_are_all_told_at_once(site: Site) -> None:
         "one: clearml_agent_workers gives worker 'odd' the GPU 'GPU-4'; write its index, a whole number from 0",
         "one: worker 'odd' serves the queue 'my queue'; write three or more letters, digits, - and _",
         "two: clearml_agent_workers has the worker 'BIG', which one has too",
-        "two: clearml_agent_poll_seconds is 0.1; write seconds between 0.5 and 60, e.g. 2",
-        "two: clearml_agent_extra_mounts has the source 'data'; write an absolute path",
+        "two: clearml_agent_poll_seconds is 0.1 (hosts.yml:",
+        "write a number of seconds from 0.5 to 60, for example 2",
+        "two: clearml_agent_extra_mounts[0].source is 'data' (hosts.yml:",
+        "write an absolute path",
         "two: clearml_node_name is 'two', which three has too (case does not count); write another one, e.g. 'two-b'",
         "three: clearml_agent_gpus has GPU 0 twice",
         "three: clearml_agent_gpus has -1; write GPU indexes as whole numbers from 0, e.g. [0, 1]",
@@ -362,10 +359,11 @@ def test_the_servers_address_and_ports_are_checked(site: Site) -> None:
     code, said = site.preflight()
     assert code != 0
     for message in (
-        "one: clearml_server_host is 'http://localhost:8080'; write the name or IPv4 address that nodes and browsers "
-        "use, without scheme, port or path, e.g. 'clearml.example.org' or '10.0.0.5'",
-        "one: clearml_server_web_port is 8008, and so is clearml_server_api_port; two services cannot share a port",
-        "one: clearml_server_files_port is 99999; write a port from 1 to 65535",
+        "one: clearml_server_host is 'http://localhost:8080' (hosts.yml:",
+        "it has a scheme or a path; write a name or IPv4 address without scheme and path, for example 'clearml.",
+        "one: clearml_server_web_port is 8008, and so is clearml_server_api_port: two services cannot share a port",
+        "one: clearml_server_files_port is 99999 (hosts.yml:",
+        "write a port from 1 to 65535",
     ):
         assert message in said, said
 
@@ -380,25 +378,28 @@ def test_the_servers_address_and_ports_are_checked(site: Site) -> None:
         ({"clearml_server_domain": "app.x.org"}, "write what the three have in common: 'x.org'"),
         (
             {"clearml_server_domain": "x.org", "clearml_server_tls": "files", "clearml_server_tls_key": "/no/key"},
-            "clearml_server_tls_key is '/no/key', which cannot be read",
+            "clearml_server_tls_key is '/no/key' (group_vars/all/zz_spoilt.yml:",
         ),
         (
             {"clearml_server_domain": "x.org", "clearml_server_tls_authority": "/no/ca", "clearml_server_tls": "acme"},
-            "clearml_server_tls_authority is '/no/ca', which cannot be read",
+            "clearml_server_tls_authority is '/no/ca' (group_vars/all/zz_spoilt.yml:",
         ),
         (
             {"clearml_server_mongo_uri": "mongo.x.org"},
-            "clearml_server_mongo_uri is 'mongo.x.org'; write it like",
+            "clearml_server_mongo_uri (value hidden) (group_vars/all/zz_spoilt.yml:",
         ),
         ({"clearml_server_elasticsearch_user": "me"}, "own Elasticsearch has the user 'elastic'"),
-        ({"clearml_server_databases_ca": "/etc/ca.pem"}, "clearml_server_databases_ca holds no certificate"),
+        ({"clearml_server_databases_ca": "/etc/ca.pem"}, "it is a path; write the text of the PEM file"),
         ({"clearml_server_s3": [{"key": "a", "secret": "b"}]}, "clearml_server_s3 has {'key': '***', 'secret': '***'}"),
         ({"clearml_server_s3": [{"bucket": "b", "key": "a"}]}, "clearml_server_s3 has no key or no secret for 'b'"),
         (
             {"clearml_server_s3": [{"host": "https://s3", "key": "a", "secret": "b"}]},
-            "write name and port without scheme",
+            "clearml_server_s3[0].host is 'https://s3' (group_vars/all/zz_spoilt.yml:",
         ),
-        ({"clearml_server_redis_url": "redis.x.org"}, "clearml_server_redis_url is 'redis.x.org'"),
+        (
+            {"clearml_server_redis_url": "redis.x.org"},
+            "clearml_server_redis_url is 'redis.x.org' (group_vars/all/zz_spoilt.yml:",
+        ),
         (
             {"clearml_server_elasticsearch_watermarks": {"low": "90%", "high": "80%", "flood_stage": "500mb"}},
             "write three rising percentages",
@@ -427,7 +428,7 @@ def test_mistakes_of_the_official_flavor_are_told(site: Site, variables: dict[st
         ({"token": "hush-4711"}, "one: clearml_agent_git_user and clearml_agent_git_token belong together"),
         (
             {"ssh_key": "~/.ssh/hush-4711", "known_hosts": "h"},
-            "one: clearml_agent_git_ssh_key (value hidden) is no private",
+            "one: clearml_agent_git_ssh_key (value hidden) is not a private key",
         ),
         ({"ssh_key": "-----BEGIN OPENSSH PRIVATE KEY----- hush-4711"}, "one: clearml_agent_git_known_hosts is empty"),
     ],
@@ -489,6 +490,24 @@ def test_a_port_that_another_program_has_and_a_small_machine_are_told(site: Site
     assert "preflight_min_memory_mb asks for 100000000; give it more, or write a smaller" in said
     assert "two: /opt has " in said
     assert "one: clearml_server_root is '/opt/clearml', which has " in said
+
+
+def test_folders_of_another_site_and_of_nobody_known_are_refused(site: Site, tmp_path: Path) -> None:
+    for host in ("one", "two"):
+        root = tmp_path / host
+        site.hosts[host] = {
+            "clearml_server_root": str(root),
+            "clearml_agent_root": str(root / "agent"),
+            "dataset_cache_pruner_root": str(root / "cache"),
+        }
+        (root / "agent").mkdir(parents=True)
+    (tmp_path / "one/.trainyard-site").write_text('{"site": "vision", "folder": "clearml_server_root"}')
+    (tmp_path / "two/agent/thesis.tex").write_text("x")
+    code, said = site.preflight()
+    assert code != 0
+    said = said.replace("''", "'")
+    assert f"clearml_server_root is '{tmp_path}/one', but {tmp_path}/one belongs to the site 'vision'" in said
+    assert f"clearml_agent_root is '{tmp_path}/two/agent', but {tmp_path}/two/agent holds" in said
 
 
 def test_two_servers_are_refused(site: Site) -> None:
@@ -614,19 +633,20 @@ def test_the_sites_certificate_is_read_before_it_is_used(tmp_path: Path) -> None
     good = certificate(tmp_path / "good", ["*.x.org"], 10)
     other = certificate(tmp_path / "other", ["app.x.org", "api.x.org"], -1)
     names = ["app.x.org", "api.x.org", "files.x.org"]
-    check = trainyard._certificate_problems
-    assert check(*good, names, "one") == []
-    assert check(*other, names, "one") == [
-        f"one: clearml_server_tls_certificate is {other[0]!r}, which is for api.x.org, app.x.org, not for files.x.org; "
-        "write one for app.x.org, api.x.org, files.x.org",
-        f"one: clearml_server_tls_certificate is {other[0]!r}, which was valid until "
-        f"{datetime.now(UTC) - timedelta(days=1):%Y-%m-%d}; write one that is valid",
+
+    def check(certificate: str, key: str) -> list[str]:
+        return list(trainyard.pair_problems(("tls_certificate", certificate), ("tls_key", key), names))
+
+    assert check(*good) == []
+    (problem,) = check(*other)
+    assert "which is for api.x.org, app.x.org, not for files.x.org: write one that has app.x.org, api.x.org" in problem
+    chain = tmp_path / "chain.pem"
+    chain.write_text(Path(other[0]).read_text() + Path(good[0]).read_text())
+    assert "which was valid until" in check(str(chain), other[1])[1], "the authority behind it is valid"
+    assert check(good[0], other[1]) == [
+        f"tls_key is {other[1]!r}, which is not the key of {good[0]!r}: write the path of its key"
     ]
-    assert check(good[0], other[1], names, "one") == [
-        f"one: clearml_server_tls_key is {other[1]!r}, which is not the key of {good[0]!r}"
-    ]
-    assert "holds no certificate" in check(good[1], good[1], names, "one")[0]
-    assert "holds no private key" in check(good[0], good[0], names, "one")[0]
+    assert check(good[1], good[1]) == check(good[0], good[0]) == [], "told by their kind"
 
 
 def test_a_diff_tells_that_a_secret_changed_but_not_what_it_is() -> None:

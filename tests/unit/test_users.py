@@ -91,10 +91,10 @@ def test_a_mistake_is_told_with_host_variable_and_right_form(changes: dict[str, 
         ("password_hash", base64.b64encode(b"hunter2-hunter2").decode(), "is not base64 of a bcrypt hash"),
         ("password_hash", base64.b64decode(HASH).decode(), "is a bcrypt hash, but not in base64"),
         ("password_hash", HASH[:-4], "is not base64 of a bcrypt hash"),
-        ("password_hash", 12345678, "is no text"),
+        ("password_hash", 12345678, "is not text"),
         ("password", "short-one", "has 9 characters; write 12 or more"),
         ("password", "y" * 73, "has 73 characters; bcrypt sees 72"),
-        ("password", 123456789012, "is no text; put it in quotes"),
+        ("password", 123456789012, "is not text; put it in quotes"),
         ("password", "pässword-pässword", "are not printable ASCII"),
         ("password", "null-byte-in-\0-it", "are not printable ASCII"),
     ],
@@ -117,9 +117,9 @@ def test_a_name_twice_is_told_whatever_its_case() -> None:
 @pytest.mark.parametrize("users", ["alice", {"alice": {}}, None, 3])
 def test_something_else_than_a_list_is_refused(users: Any) -> None:
     (problem,) = users_filter.trainyard_user_problems(users, "one")
-    assert "one: clearml_users is no list" in problem
+    assert "one: clearml_users is not a list" in problem
     (problem,) = users_filter.trainyard_user_problems(["alice"], "one")
-    assert "clearml_users[0] is no mapping" in problem
+    assert "clearml_users[0] is not a mapping" in problem
 
 
 def test_a_plain_password_gets_the_same_good_hash_at_every_run() -> None:
@@ -330,6 +330,21 @@ def test_who_left_loses_folder_and_all_keys(team: Team) -> None:
     assert not (team.folder / "bob").exists()
 
 
+def test_what_others_have_in_the_folder_of_the_files_stays(team: Team) -> None:
+    team.keep("alice", "bob")
+    (team.folder / "bob/notes.txt").write_text("mine")
+    # A person's home, not a folder of ours: somebody wrote /home into clearml_users_folder.
+    (team.folder / "dave").mkdir()
+    (team.folder / "dave/clearml.conf").write_text("api {}\n")
+    elsewhere = team.folder.parent / "elsewhere"
+    shutil.copytree(team.folder / "bob", elsewhere)
+    (team.folder / "carol").symlink_to(elsewhere)
+    assert states(team.keep("alice")) == {"alice": "kept", "bob": "removed"}
+    assert [path.name for path in (team.folder / "bob").iterdir()] == ["notes.txt"]
+    assert (team.folder / "dave/clearml.conf").exists()
+    assert (elsewhere / "clearml.conf").exists()
+
+
 def test_a_stale_key_is_replaced_and_a_stray_one_revoked(team: Team) -> None:
     team.keep("alice")
     stale = team.pair("alice")
@@ -423,7 +438,7 @@ def test_the_playbook_does_it_for_a_site_and_tells_nothing_secret(team: Team, tm
     variables["clearml_users"] = {"alice": {"password": "a-long-plain-password"}}
     code, said = play()
     assert code != 0
-    assert "one: clearml_users is no list; write a list of {username, name, password_hash}, or []" in said
+    assert "one: clearml_users is not a list; write a list of {username, name, password_hash}, or []" in said
 
 
 def test_the_files_of_people_are_no_inventory(tmp_path: Path) -> None:

@@ -3,20 +3,24 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
-import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+# Ansible finds module_utils for modules only; a filter runs on the controller.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "module_utils"))
+
+from trainyard_values import pair_problems, pem_fault
 
 __all__ = ["FilterModule"]
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\Z")
 SAFE_SECRET = re.compile(r"[A-Za-z][A-Za-z0-9_-]*\Z")
-HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?\Z")
 # Shipped in public with the official server and its tests: whoever reads its sources knows them.
 WELL_KNOWN = frozenset(  # starts of sha256
     {
@@ -34,7 +38,6 @@ WELL_KNOWN = frozenset(  # starts of sha256
     }
 )
 GPU_UUID = re.compile(r"(GPU|MIG)-[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\Z")
-SIZE = re.compile(r"\d+[kmgKMG]?\Z")
 SUPPORTED = {"Debian": {"12", "13"}, "Ubuntu": {"22.04", "24.04", "26.04"}}
 
 
@@ -127,42 +130,11 @@ def trainyard_site_problems(hosts: Mapping[str, Mapping[str, Any]], declared: Ma
     return problems
 
 
-def _number(value: Any) -> float | None:
-    """Give a number, also one that came as text from the command line; None for anything else."""
-    if isinstance(value, (bool, list, dict)):
-        return None
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None
-
-
 def _is_gpu(gpu: Any) -> bool:
     """Tell an index, or a UUID of a GPU or a MIG slice, from anything else."""
     if isinstance(gpu, int) and not isinstance(gpu, bool):
         return gpu >= 0
     return isinstance(gpu, str) and bool(GPU_UUID.match(gpu))
-
-
-def _limit_problems(host: str, variable: str, worker: Mapping[str, Any]) -> list[str]:
-    problems = []
-    name, services = worker["name"], worker["services"]
-    if isinstance(services, bool) or not isinstance(services, int) or services < 0:
-        problems.append(
-            f"{host}: {variable} gives worker {name!r} services: {services!r}; write how many experiments it runs at "
-            "once, e.g. 4"
-        )
-    elif services and worker["gpus"]:
-        problems.append(
-            f"{host}: {variable} gives worker {name!r} services and the GPUs {worker['gpus']}; its experiments would "
-            "share them: write one of both"
-        )
-    forms = {"memory": (SIZE, "60g"), "shm_size": (SIZE, "16g"), "cpus": (re.compile(r"\d+(\.\d+)?\Z"), "8")}
-    for limit, value in worker["limits"].items():
-        form, example = forms[limit]
-        if not form.match(value):
-            problems.append(f"{host}: {variable} gives worker {name!r} {limit}: {value!r}; write it like {example}")
-    return problems
 
 
 def _gpu_problems(host: str, node: Mapping[str, Any]) -> list[str]:
@@ -232,25 +204,17 @@ def _node_problems(host: str, node: Mapping[str, Any], names: dict[str, str]) ->
                     "would share it: write it in one of them"
                 )
             owners.setdefault(gpu, name)
-        problems += _limit_problems(host, variable, worker)
+        if worker["services"] and worker["gpus"]:
+            problems.append(
+                f"{host}: {variable} gives worker {name!r} services and the GPUs {worker['gpus']}; its experiments "
+                "would share them: write one of both"
+            )
         for queue in worker["queues"]:
             if not isinstance(queue, str) or not SAFE_NAME.match(queue) or len(queue) < 3:
                 problems.append(
                     f"{host}: worker {name!r} serves the queue {queue!r}; write three or more letters, digits, - "
                     "and _, first a letter or digit, e.g. 'all_gpus'"
                 )
-    for mount in node["mounts"]:
-        for key in ("source", "target"):
-            value = str(mount.get(key, mount.get("source", "")))
-            if not value.startswith("/") or re.search(r"[:\s]", value):
-                problems.append(
-                    f"{host}: clearml_agent_extra_mounts has the {key} {value!r}; write an absolute path without "
-                    "colons and spaces, e.g. '/data'"
-                )
-    poll = _number(node["poll_seconds"])
-    if poll is None or not 0.5 <= poll <= 60:
-        poll = node["poll_seconds"]
-        problems.append(f"{host}: clearml_agent_poll_seconds is {poll!r}; write seconds between 0.5 and 60, e.g. 2")
     return problems
 
 
@@ -281,36 +245,42 @@ def trainyard_secret_problems(secrets: Mapping[str, Any], host: str) -> list[str
     return problems
 
 
+def clearml_agent_problems(settings: Mapping[str, Any], host: str) -> list[str]:
+    """Find settings of a node that are missing, or do not go together; never tells a value."""
+    problems = []
+    for name in ("access_key", "secret_key"):
+        if not settings[f"system_{name}"]:
+            problems.append(
+                f"{host}: clearml_agent_system_{name} is empty: write what the server's system account has, "
+                f"vault_clearml_server_credentials.apiserver.{name.removeprefix('access_').removesuffix('_key')}"
+            )
+    user, token, key = settings["user"], settings["token"], settings["ssh_key"]
+    if token and key:
+        problems.append(
+            f"{host}: clearml_agent_git_token and clearml_agent_git_ssh_key are both set (values hidden), and the "
+            "agent would use the token for every repository: write one of them"
+        )
+    if bool(user) != bool(token):
+        problems.append(
+            f"{host}: clearml_agent_git_user and clearml_agent_git_token belong together: write both, for example "
+            "git-bot and its token from the vault, or none"
+        )
+    if key and "PRIVATE KEY-----" not in key:
+        problems.append(
+            f"{host}: clearml_agent_git_ssh_key (value hidden) is not a private key: write its text, -----BEGIN "
+            "OPENSSH PRIVATE KEY----- and so on, not its path"
+        )
+    elif key and not settings["known_hosts"]:
+        problems.append(
+            f"{host}: clearml_agent_git_known_hosts is empty: write what `ssh-keyscan HOST` prints for the "
+            "repositories' host, otherwise no key of it is believed"
+        )
+    return problems
+
+
 def trainyard_server_problems(server: Mapping[str, Any], host: str) -> list[str]:
     """Find what is wrong with the server's settings."""
-    problems = []
-    address = str(server["host"])
-    if not HOST_NAME.match(address):
-        problems.append(
-            f"{host}: clearml_server_host is {address!r}; write the name or IPv4 address that nodes and browsers use, "
-            "without scheme, port or path, e.g. 'clearml.example.org' or '10.0.0.5'"
-        )
-    elif address in {"localhost", "127.0.0.1", "0.0.0.0"} or address.startswith("127."):  # noqa: S104
-        problems.append(
-            f"{host}: clearml_server_host is {address!r}, which in an experiment's container is the container itself; "
-            "write the address that other machines use, e.g. '10.0.0.5'"
-        )
-    ports: dict[int, str] = {}
-    for name, given in server["ports"].items():
-        variable, port = f"clearml_server_{name}_port", _number(given)
-        if port is None or port != int(port) or not 1 <= port <= 65535:
-            problems.append(f"{host}: {variable} is {given!r}; write a port from 1 to 65535, e.g. 8008")
-            continue
-        port = int(port)
-        if port in ports:
-            problems.append(
-                f"{host}: {variable} is {port}, and so is {ports[port]}; two services cannot share a port: "
-                "write another one, e.g. 8080 for web, 8008 for the API, 8081 for files"
-            )
-        ports.setdefault(port, variable)
-    if server["flavor"] not in {"lite", "official"}:
-        problems.append(f"{host}: clearml_server_flavor is {server['flavor']!r}; write 'lite' or 'official'")
-    problems += _domain_problems(server, host)
+    problems = _domain_problems(server, host)
     if server["flavor"] == "official":
         problems += _version_problems(server, host) + _database_problems(server, host)
     return problems
@@ -319,75 +289,23 @@ def trainyard_server_problems(server: Mapping[str, Any], host: str) -> list[str]
 def _domain_problems(server: Mapping[str, Any], host: str) -> list[str]:
     problems = []
     domain, tls = str(server["domain"]), str(server["tls"])
-    if domain and (not HOST_NAME.match(domain) or "." not in domain or re.fullmatch(r"[0-9.]+", domain)):
-        problems.append(
-            f"{host}: clearml_server_domain is {domain!r}; write the name below which app., api. and files. are, "
-            "without scheme and port, e.g. 'clearml.example.org', or leave it empty for plain ports"
-        )
     for label in ("app.", "api.", "files."):
         if domain.startswith(label):
             problems.append(
                 f"{host}: clearml_server_domain is {domain!r}, which names one service; write what the three have in "
                 f"common: {domain[len(label) :]!r}"
             )
-    if tls not in {"acme", "files", "internal"}:
-        problems.append(f"{host}: clearml_server_tls is {tls!r}; write 'acme', 'files' or 'internal'")
-    authority = str(server["tls_authority"])
-    if domain and authority and tls != "internal" and not os.access(authority, os.R_OK):
-        problems.append(
-            f"{host}: clearml_server_tls_authority is {authority!r}, which cannot be read on this machine; write the "
-            "path of a PEM file with the authority of the certificates, or leave it empty for a public one"
-        )
     if domain and tls == "files":
         for variable, what in (("tls_certificate", "certificate and its chain"), ("tls_key", "private key")):
-            path = str(server[variable])
-            if not path or not os.access(path, os.R_OK):
+            if not server[variable]:
                 problems.append(
-                    f"{host}: clearml_server_{variable} is {path!r}, which cannot be read on this machine; write the "
-                    f"path of a PEM file with the {what}, e.g. '/etc/ssl/site/clearml.pem'"
+                    f"{host}: clearml_server_{variable} is empty: write the path of a PEM file on this machine "
+                    f"with the {what}, for example /etc/ssl/site/clearml.pem"
                 )
         if not problems:
             names = [f"{label}.{domain}" for label in ("app", "api", "files")]
-            problems += _certificate_problems(str(server["tls_certificate"]), str(server["tls_key"]), names, host)
-    return problems
-
-
-def _certificate_problems(certificate: str, key: str, names: Sequence[str], host: str) -> list[str]:
-    """Find what would keep clients from believing the site's own certificate."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
-
-    variable = f"{host}: clearml_server_tls_certificate is {certificate!r}"
-    try:
-        first = x509.load_pem_x509_certificates(Path(certificate).read_bytes())[0]
-    except (ValueError, OSError, IndexError):
-        return [f"{variable}, which holds no certificate; write a PEM file: the server's certificate, then its chain"]
-    problems = []
-    try:
-        alternatives = first.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        covered = {name.lower() for name in alternatives.get_values_for_type(x509.DNSName)}
-    except x509.ExtensionNotFound:
-        covered = set()
-    missing = [name for name in names if not {name.lower(), "*." + name.lower().partition(".")[2]} & covered]
-    if missing:
-        problems.append(
-            f"{variable}, which is for {', '.join(sorted(covered)) or 'no name'}, not for {', '.join(missing)}; "
-            f"write one for {', '.join(names)}"
-        )
-    end = first.not_valid_after_utc
-    if end < datetime.now(UTC):
-        problems.append(f"{variable}, which was valid until {end:%Y-%m-%d}; write one that is valid")
-    try:
-        private = load_pem_private_key(Path(key).read_bytes(), password=None)
-    except (ValueError, TypeError, OSError):
-        return [
-            *problems,
-            f"{host}: clearml_server_tls_key is {key!r}, which holds no private key without a password; write a PEM "
-            "file with the certificate's key",
-        ]
-    form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    if private.public_key().public_bytes(*form) != first.public_key().public_bytes(*form):
-        problems.append(f"{host}: clearml_server_tls_key is {key!r}, which is not the key of {certificate!r}")
+            files = [(f"clearml_server_tls_{name}", str(server[f"tls_{name}"])) for name in ("certificate", "key")]
+            problems += [f"{host}: {problem}" for problem in pair_problems(files[0], files[1], names)]
     return problems
 
 
@@ -421,27 +339,14 @@ def _version_problems(server: Mapping[str, Any], host: str) -> list[str]:
 
 def _database_problems(server: Mapping[str, Any], host: str) -> list[str]:
     problems = []
-    forms = {
-        "mongo_uri": (r"mongodb(\+srv)?://[^/?\s]+/?(\?\S*)?", "mongodb://USER:PASSWORD@host1,host2/?replicaSet=rs0"),
-        "elasticsearch_url": (r"https?://[^/@\s:]+(:\d+)?/?", "https://es.example.org:9200, user and password apart"),
-        "redis_url": (r"rediss?://[^/@\s:]+(:\d+)?/?", "rediss://redis.example.org:6379, the password apart"),
-    }
-    for name, (form, example) in forms.items():
-        if server[name] and not re.fullmatch(form, str(server[name])):
-            problems.append(f"{host}: clearml_server_{name} is {server[name]!r}; write it like {example}")
     if "elasticsearch" in server["own"] and server["elasticsearch_user"] != "elastic":
         problems.append(
             f"{host}: clearml_server_elasticsearch_user is {server['elasticsearch_user']!r}, but this host's own "
             "Elasticsearch has the user 'elastic'; write that, or name another Elasticsearch in "
             "clearml_server_elasticsearch_url"
         )
-    if server["databases_ca"] and "-----BEGIN CERTIFICATE-----" not in server["databases_ca"]:
-        problems.append(
-            f"{host}: clearml_server_databases_ca holds no certificate; write the text of a PEM file, "
-            "-----BEGIN CERTIFICATE----- and so on, not its path"
-        )
     for store in server["s3"]:
-        if not isinstance(store, Mapping) or not (store.get("host") or store.get("bucket")):
+        if not (store.get("host") or store.get("bucket")):
             problems.append(
                 f"{host}: clearml_server_s3 has {store!r}; write host ('s3.example.org:9000', for an S3-compatible "
                 "store), bucket, or both, and key and secret from the vault"
@@ -451,11 +356,6 @@ def _database_problems(server: Mapping[str, Any], host: str) -> list[str]:
                 f"{host}: clearml_server_s3 has no key or no secret for {store.get('host') or store.get('bucket')!r}; "
                 "write both, from the vault"
             )
-        elif "://" in str(store.get("host", "")):
-            problems.append(
-                f"{host}: clearml_server_s3 has the host {store['host']!r}; write name and port without scheme, "
-                "e.g. 's3.example.org:9000', and secure: false for plain HTTP"
-            )
     marks = {name: str(server["watermarks"].get(name, "")) for name in ("low", "high", "flood_stage")}
     values = [float(mark[:-1]) if re.fullmatch(r"\d+(\.\d+)?%", mark) else -1.0 for mark in marks.values()]
     if min(values) <= 0 or max(values) >= 100 or sorted(set(values)) != values:
@@ -463,7 +363,7 @@ def _database_problems(server: Mapping[str, Any], host: str) -> list[str]:
             f"{host}: clearml_server_elasticsearch_watermarks is {marks}; write three rising percentages below 100%, "
             "e.g. {low: 85%, high: 90%, flood_stage: 95%}"
         )
-    if "elasticsearch" in server["own"] and server["heap_mb"] * 2 > server["memory_mb"]:
+    if server["surveyed"] and "elasticsearch" in server["own"] and server["heap_mb"] * 2 > server["memory_mb"]:
         problems.append(
             f"{host}: clearml_server_elasticsearch_heap_mb is {server['heap_mb']}, and Elasticsearch needs twice as "
             f"much, but clearml_server_memory_mb is {server['memory_mb']}; write at most {server['memory_mb'] // 4}"
@@ -480,6 +380,30 @@ def trainyard_without_secrets(entries: Any) -> list[Any]:
         else entry
         for entry in entries
     ]
+
+
+def trainyard_authority_problems(
+    files: Sequence[Mapping[str, Any]], variables: Mapping[str, str], host: str
+) -> list[str]:
+    """Find files on a host that do not hold the authorities that they should.
+
+    Args:
+        files: what slurp returned for each path, in ``item``.
+        variables: the variable that names each path.
+        host: the host, as the inventory names it.
+    """
+    problems = []
+    for file in files:
+        path, content = file["item"], file.get("content")
+        if content is None:
+            said = str(file.get("msg", "")).lower()
+            why = "it is a folder" if "directory" in said and "no such" not in said else "it cannot be read on the host"
+            fault = f"{why}; write the path of a PEM file that is there (package ca-certificates has the system's)"
+        else:
+            fault = pem_fault(base64.b64decode(content), "certificate")
+        if fault:
+            problems.append(f"{host}: {variables[path]} is {path!r}: {fault}")
+    return problems
 
 
 def trainyard_revision(texts: Sequence[Any]) -> str:
@@ -552,12 +476,14 @@ class FilterModule:
     def filters(self) -> dict[str, Any]:
         """Give the filters by name."""
         return {
+            "clearml_agent_problems": clearml_agent_problems,
             "trainyard_workers": trainyard_workers,
             "trainyard_site_problems": trainyard_site_problems,
             "trainyard_secret_problems": trainyard_secret_problems,
             "trainyard_server_problems": trainyard_server_problems,
             "trainyard_host_problems": trainyard_host_problems,
             "trainyard_without_secrets": trainyard_without_secrets,
+            "trainyard_authority_problems": trainyard_authority_problems,
             "trainyard_revision": trainyard_revision,
             "trainyard_token_secret": trainyard_token_secret,
             "trainyard_names_problems": trainyard_names_problems,

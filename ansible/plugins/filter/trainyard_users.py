@@ -37,13 +37,13 @@ def trainyard_user_problems(users: Any, host: str, taken: Sequence[str] = ()) ->
     A problem never tells a password or a hash.
     """
     if isinstance(users, (str, Mapping)) or not isinstance(users, Sequence):
-        return [f"{host}: clearml_users is no list; write a list of {{username, name, password_hash}}, or []"]
+        return [f"{host}: clearml_users is not a list; write a list of {{username, name, password_hash}}, or []"]
     problems: list[str] = []
     seen = {str(name).lower(): "the site itself" for name in taken}
     for position, user in enumerate(users):
         where = f"clearml_users[{position}]"
         if not isinstance(user, Mapping):
-            problems.append(f"{host}: {where} is no mapping; write {{username, name, password_hash}}")
+            problems.append(f"{host}: {where} is not a mapping; write {{username, name, password_hash}}")
             continue
         username = user.get("username")
         if not isinstance(username, str) or not USERNAME.match(username):
@@ -83,7 +83,7 @@ def _password_problems(user: Mapping[str, Any]) -> list[str]:
         return [f"has a password_hash (value hidden) that {why}; write {HASH_HELP}"] if why else []
     why = ""
     if not isinstance(password, str):
-        why = "is no text; put it in quotes"
+        why = "is not text; put it in quotes"
     elif len(password) < SHORTEST_PASSWORD:
         why = f"has {len(password)} characters; write {SHORTEST_PASSWORD} or more"
     elif len(password) > LONGEST_PASSWORD:
@@ -96,7 +96,7 @@ def _password_problems(user: Mapping[str, Any]) -> list[str]:
 
 def _hash_fault(value: Any) -> str:
     if not isinstance(value, str):
-        return "is no text"
+        return "is not text"
     if BCRYPT.match(value.encode(errors="replace")):
         return "is a bcrypt hash, but not in base64"
     try:

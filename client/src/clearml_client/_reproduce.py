@@ -13,15 +13,16 @@ from clearml.backend_api.session.client import APIClient
 
 from . import _lookup
 from ._errors import ClearmlClientError
+from ._images import is_image
 from ._packages import missing_packages, pinned
 from ._remote_code import missing_code
+from ._status import ENDED, WHOLE
 
 __all__ = ["Again", "Check", "Comparison", "checks", "compare", "get_task", "reproduce", "wait"]
 
 # Runtime properties that a worker of this site leaves on each experiment (agents/worker.py), and the one that it obeys.
 IMAGE, IMAGE_ID, IMAGE_DIGEST = "trainyard_image", "trainyard_image_id", "trainyard_image_digest"
 IMAGE_WANTED = "trainyard_image_wanted"
-ENDED = ("completed", "published", "failed", "stopped")
 
 
 @dataclass(frozen=True)
@@ -172,8 +173,11 @@ def _code_check(task: Task) -> Check:
 
 def _image_check(task: Task) -> Check:
     runtime = _runtime(task)
+    named = (task.data.container or {}).get("image") or ""
+    taken = (runtime.get(IMAGE_DIGEST) or runtime.get(IMAGE) or named) if runtime.get(IMAGE_ID) else named
+    if taken and not is_image(taken):
+        return Check("image", False, "{!r} is not the name of one image".format(taken))
     if not runtime.get(IMAGE_ID):
-        named = (task.data.container or {}).get("image") or ""
         if not named:
             return Check("image", None, "it did not run in a container; the queue's default image is taken")
         return Check("image", None, "{}; which build of it is not known".format(named))
@@ -217,7 +221,7 @@ def _dataset_check(dataset: Mapping[str, Any]) -> Check:
     found = APIClient().tasks.get_all(id=[dataset["dataset_id"]], only_fields=["id", "status"], search_hidden=True)
     if not found:
         return Check(subject, False, "it was deleted from the server ({})".format(dataset["dataset_id"]))
-    if str(found[0].status) not in ("completed", "published"):
+    if str(found[0].status) not in WHOLE:
         return Check(subject, False, "its status is {}".format(found[0].status))
     return Check(subject, True, str(dataset["dataset_id"]))
 

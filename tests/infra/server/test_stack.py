@@ -209,6 +209,16 @@ def test_no_page_of_others_uses_a_login(host: Host, variables: dict[str, Any], s
         assert not allowed_origin(host, url, origin), f"a page of {origin} may read {url} with a person's login"
 
 
+def test_no_link_of_others_uses_a_login(host: Host, variables: dict[str, Any]) -> None:
+    if not variables.get("clearml_server_domain"):
+        pytest.skip("on plain ports nothing stands before the API: docs/security.md")
+    url = f"{addresses(variables)['api']}/debug.ping"
+    link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+    assert ask(host, url, headers={**link, "Cookie": "clearml_token_basic=x"})[0] == 403
+    assert ask(host, url, headers=link)[0] == 200
+    assert ask(host, url, headers={**link, "Sec-Fetch-Site": "same-site", "Cookie": "clearml_token_basic=x"})[0] == 200
+
+
 def test_the_page_may_call_the_api(host: Host, root: str, variables: dict[str, Any]) -> None:
     env = host.run_expect([0], f"{root}cat /opt/clearml/compose/server.env").stdout
     page = re.findall(r"^CLEARML_SERVER_WEB_URL=(.*)$", env, re.M)[0]

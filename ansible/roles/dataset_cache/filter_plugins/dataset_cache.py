@@ -5,9 +5,15 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Mapping
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
+
+# Ansible finds module_utils for modules only; a filter runs on the controller.
+sys.path.append(str(Path(__file__).resolve().parents[3] / "plugins" / "module_utils"))
+
+from trainyard_paths import inside, overlap_problems, path_problem
 
 __all__ = ["FilterModule"]
 
@@ -15,24 +21,6 @@ SIZE = re.compile(r"(\d+(?:\.\d+)?)([kmgt]?)(?:i?b)?\Z", re.IGNORECASE)
 UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 PIN = re.compile(r"(clearml|dvc)-[0-9a-f]{32}\Z")
 NFS = re.compile(r"[A-Za-z0-9.\[\]:_-]+:/\S*\Z")
-# Folders of the system: nothing of a cache belongs below them, nor may one of the others be a cache itself.
-SYSTEM = (
-    "/bin",
-    "/boot",
-    "/dev",
-    "/etc",
-    "/lib",
-    "/lib32",
-    "/lib64",
-    "/proc",
-    "/root",
-    "/run",
-    "/sbin",
-    "/sys",
-    "/usr",
-)
-SYSTEM = (*SYSTEM, "/var/lib/docker")
-SHARED = ("/data", "/home", "/media", "/mnt", "/opt", "/srv", "/tmp", "/var", "/var/cache", "/var/lib", "/var/tmp")  # noqa: S108
 
 
 def _size(value: str) -> int | None:
@@ -45,38 +33,17 @@ def _gib(size: float) -> str:
     return f"{size / 2**30:.1f} GiB"
 
 
-def _inside(path: str, folder: str) -> bool:
-    return PurePosixPath(folder) in PurePosixPath(path).parents
-
-
 def _path_problems(paths: Mapping[str, str], survey: Mapping[str, Any]) -> list[str]:
     problems = []
     for variable, path in paths.items():
-        plain = str(PurePosixPath(path)) == path and path.startswith("/") and ".." not in path.split("/")
-        if not plain or re.search(r"[\s:,\"'$]", path):
-            problems.append(
-                f"{variable} is {path!r}; write an absolute path without spaces, colons and commas, e.g. "
-                "/data/dvc_cache"
-            )
-        elif path == "/" or path in SYSTEM or path in SHARED or any(_inside(path, folder) for folder in SYSTEM):
-            problems.append(
-                f"{variable} is {path!r}, which is or lies in a folder of the system; write a folder of its own, e.g. "
-                "/dvc_cache or /data/dvc_cache"
-            )
+        if problem := path_problem(path, "/data/dvc_cache"):
+            problems.append(f"{variable} is {path!r}: {problem}")
         elif survey.get(variable, {}).get("link"):
             problems.append(
                 f"{variable} is {path!r}, which is a link to {survey[variable]['link']!r}; experiments would not find "
                 f"it at the same path: write {survey[variable]['link']!r}"
             )
-    names = list(paths)
-    for number, one in enumerate(names):
-        for other in names[number + 1 :]:
-            if paths[one] == paths[other] or _inside(paths[one], paths[other]) or _inside(paths[other], paths[one]):
-                problems.append(
-                    f"{one} is {paths[one]!r} and {other} is {paths[other]!r}: two caches in one folder would prune "
-                    "each other; write folders of which none holds another"
-                )
-    return problems
+    return problems + overlap_problems(paths)
 
 
 def _mount_problems(settings: Mapping[str, Any], paths: Mapping[str, str], survey: Mapping[str, Any]) -> list[str]:
@@ -92,7 +59,7 @@ def _mount_problems(settings: Mapping[str, Any], paths: Mapping[str, str], surve
                 "the system; mount it (/etc/fstab), or write where it is mounted"
             )
     for variable in ("dataset_cache_path", "dataset_cache_clearml_path"):
-        if mounts and not any(_inside(paths[variable], mount) for mount in mounts):
+        if mounts and not any(inside(paths[variable], mount) for mount in mounts):
             problems.append(
                 f"{variable} is {paths[variable]!r}, which is not below any of dataset_cache_mounts "
                 f"({', '.join(mounts)}); write a folder below one of them, e.g. "
