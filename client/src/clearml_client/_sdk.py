@@ -10,6 +10,7 @@ from typing import Any
 from clearml import Task
 from clearml.backend_api.utils import get_http_session_with_retry
 from clearml.backend_interface.model import Model
+from clearml.storage.helper import _HttpDriver
 from clearml.utilities.check_updates import CheckPackageUpdates
 
 from ._storable import storable
@@ -31,6 +32,7 @@ def correct() -> None:
     # It tells clear.ml of this machine when it looks for a newer SDK: a site's own server is nobody else's matter.
     CheckPackageUpdates._package_version_checked = True
     _store_under_names_that_can_be_deleted()
+    _log_in_again_for_uploads()
     if not Task.is_offline():
         _renew_connections_after_forks()
 
@@ -60,6 +62,31 @@ def _store_under_names_that_can_be_deleted() -> None:
     storable_suffix._storable = True  # type: ignore[attr-defined]
     Task._get_output_destination_suffix = storable_suffix  # type: ignore[method-assign]
     Model._upload_model = storable_upload  # type: ignore[method-assign]
+
+
+def _log_in_again_for_uploads() -> None:
+    """Log in again when the file server rejects an upload's token, before the SDK tries the upload again.
+
+    An operator may end all logins. Calls of the API then log in again by themselves, an upload does not: all its tries
+    would use the old token, and the file would be lost.
+    """
+    upload: Any = _HttpDriver.upload_object_via_stream
+    if getattr(upload, "_logs_in_again", False):
+        return
+
+    @wraps(upload)
+    def logging_in(self: _HttpDriver, iterator: Any, container: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return upload(self, iterator, container, *args, **kwargs)
+        except ValueError as error:
+            session = getattr(container, "_default_backend_session", None)
+            # The SDK's words: "Failed uploading object NAME to ADDRESS (401): ..."
+            if session is not None and " (401): " in str(error):
+                session.refresh_token()
+            raise
+
+    logging_in._logs_in_again = True  # type: ignore[attr-defined]
+    _HttpDriver.upload_object_via_stream = logging_in  # type: ignore[method-assign]
 
 
 def _renew_connections_after_forks() -> None:

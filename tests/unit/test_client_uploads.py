@@ -1,9 +1,11 @@
-"""Names on the file server: what the official server's job deletes is what the SDK stored."""
+"""What the client corrects of the SDK's uploads: names that can be deleted, and logins that have ended."""
 
 from __future__ import annotations
 
 import string
-from pathlib import PurePosixPath
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote_plus
@@ -12,6 +14,7 @@ import pytest
 from clearml import Task
 from clearml.backend_interface.metrics.events import UploadEvent
 from clearml.backend_interface.model import Model
+from clearml.storage.helper import _HttpDriver, _StorageHelper
 from clearml.storage.url import quote_url
 from clearml_client import _sdk
 from clearml_client._storable import storable
@@ -94,3 +97,65 @@ def test_it_is_corrected_once() -> None:
     first = Task._get_output_destination_suffix
     _sdk._store_under_names_that_can_be_deleted()
     assert Task._get_output_destination_suffix is first
+
+
+# --- logins that end ---------------------------------------------------------------------------------------------
+
+
+class Doorkeeper(BaseHTTPRequestHandler):
+    """A file server that accepts the token of today alone."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        good = self.headers["Authorization"] == "Bearer of-today"
+        self.server.seen.append(200 if good else 401)  # type: ignore[attr-defined]
+        self.send_response(200 if good else 401)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+class Session:
+    """What the SDK's session does with its token."""
+
+    def __init__(self, renewed: str) -> None:
+        self.token, self.renewed = "of-yesterday", renewed
+
+    def refresh_token(self) -> None:
+        self.token = self.renewed
+
+    def add_auth_headers(self, headers: dict[str, str]) -> dict[str, str]:
+        return {**headers, "Authorization": f"Bearer {self.token}"}
+
+
+@pytest.mark.parametrize(("renewed", "seen"), [("of-today", [401, 200]), ("of-yesterday", [401, 401, 401])])
+def test_an_upload_after_the_end_of_all_logins_logs_in_again(
+    renewed: str, seen: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_HttpDriver, "upload_object_via_stream", _HttpDriver.upload_object_via_stream)
+    _sdk._log_in_again_for_uploads()
+    _sdk._log_in_again_for_uploads()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Doorkeeper)
+    server.seen = []  # type: ignore[attr-defined]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_address[1]}"
+    monkeypatch.setattr(_HttpDriver, "get_file_server_hosts", lambda: [address])
+    session = Session(renewed)
+    file = tmp_path / "x.txt"
+    file.write_text("hers")
+    try:
+        store = _StorageHelper(address, address)
+        store._container._default_backend_session = session
+        outcome: Any = None
+        try:
+            with file.open("rb") as stream:
+                outcome = store.upload_from_stream(stream, f"{address}/p/x.txt", retries=3)
+        except ValueError as error:
+            outcome = error
+        assert server.seen == seen  # type: ignore[attr-defined]
+        assert isinstance(outcome, str) is (seen[-1] == 200)
+    finally:
+        server.shutdown()
+        server.server_close()
