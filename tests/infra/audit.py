@@ -138,6 +138,17 @@ def nobody_comes_in(host: Host, api: str, files: str) -> None:
     assert status in {401, 403}, "an anonymous upload"
 
 
+def logins_have_an_epoch(host: Host, variables: dict[str, Any], api: str, files: str) -> None:
+    """Try a token that is signed with the vault's secret alone: nothing would end such tokens of people who left."""
+    now = int(time.time())
+    identity = {"user": "__apiserver__", "company": COMPANY, "role": "system", "company_name": "clearml"}
+    claims = {"iat": now, "exp": now + 600, "auth_type": "Bearer", "env": "<unknown>", "identity": identity}
+    forged = jwt.encode(claims, variables["vault_clearml_server_token_secret"], algorithm="HS256")
+    for url in (f"{api}/projects.get_all", f"{files}/nothing"):
+        status, _ = ask(host, url, headers=bearer(forged))
+        assert status == 401, f"{url} accepts a token that is signed with the vault's secret alone; run make deploy"
+
+
 def no_secret_is_seen(host: Host, root: str, variables: dict[str, Any], project: str = "clearml-server") -> None:
     """Look where others may look: at containers, processes, logs, and files that anybody on the host can read."""
     secrets = secrets_of(variables)

@@ -13,13 +13,12 @@ from typing import Any
 import jwt
 import pytest
 from audit import (
-    COMPANY,
     PROJECT,
     addresses,
     admin,
     allowed_origin,
     ask,
-    bearer,
+    logins_have_an_epoch,
     no_secret_is_seen,
     nobody_comes_in,
 )
@@ -154,15 +153,7 @@ def test_the_schema_is_kept(host: Host, root: str) -> None:
 
 
 def test_the_vaults_secret_alone_signs_no_token(host: Host, variables: dict[str, Any]) -> None:
-    """Of a user who does not exist: what the server believes is the signature alone."""
-    now = int(time.time())
-    identity = {"user": "nobody", "company": COMPANY, "role": "user", "user_name": "Nobody", "company_name": "clearml"}
-    claims = {"iat": now, "exp": now + 600, "auth_type": "Bearer", "env": "<unknown>", "identity": identity}
-    forged = jwt.encode(claims, variables["vault_clearml_server_token_secret"], algorithm="HS256")
-    for url in (f"{addresses(variables)['api']}/projects.get_all", f"{addresses(variables)['files']}/nothing"):
-        assert ask(host, url, headers=bearer(forged))[0] == 401, (
-            f"{url} accepts a token of before the last removal of a user; run make deploy"
-        )
+    logins_have_an_epoch(host, variables, addresses(variables)["api"], addresses(variables)["files"])
 
 
 def test_who_may_log_in_is_in_the_inventory(host: Host, root: str, variables: dict[str, Any]) -> None:
