@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import hmac
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -410,6 +411,11 @@ def trainyard_revision(texts: Sequence[Any]) -> str:
     return hashlib.sha256("\0".join(map(str, texts)).encode()).hexdigest()[:16]
 
 
+def trainyard_token_secret(secret: str, epoch: str) -> str:
+    """Return the secret that signs the tokens of an epoch (module clearml_logins): a new epoch ends all logins."""
+    return hmac.new(secret.encode(), epoch.encode(), hashlib.sha256).hexdigest()
+
+
 def trainyard_names_problems(lines: Sequence[str], domain: str, host: str) -> list[str]:
     """Find names of a domain that have no address; ``lines`` are those that have one."""
     missing = [name for name in (f"app.{domain}", f"api.{domain}", f"files.{domain}") if name not in set(lines)]
@@ -479,6 +485,7 @@ class FilterModule:
             "trainyard_without_secrets": trainyard_without_secrets,
             "trainyard_authority_problems": trainyard_authority_problems,
             "trainyard_revision": trainyard_revision,
+            "trainyard_token_secret": trainyard_token_secret,
             "trainyard_names_problems": trainyard_names_problems,
             "trainyard_task_arguments": trainyard_task_arguments,
         }
