@@ -13,8 +13,11 @@ adoption
 settling
     An experiment that died with its worker, by a reboot say, goes back to its queue or fails (reaper.py).
 refusal
-    An experiment that asks for arguments of docker run that the site does not allow fails, and its console says why.
-    clearml-agent leaves them out in silence.
+    An experiment that asks for an image or for arguments of docker run that the site does not allow fails, and its
+    console says why (policy.py). The command is made here, not by clearml-agent, which leaves arguments out in silence:
+    the experiment's words stay as they are, come last, just before the image, and ``${CLEARML_...}`` in them is not
+    filled in. Its text comes from the experiment's own fields after everything was checked, and from the node's
+    configuration, key included.
 image
     Which image an experiment really ran in, by its id and digest, is noted in its runtime properties; one that asks
     for an image by these (`clearml-client reproduce` does) is refused where the name means another image by now.
@@ -50,6 +53,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import policy
 import reaper
 from clearml_agent.commands import worker as upstream
 from clearml_agent.errors import Sigterm
@@ -65,6 +69,8 @@ DRAIN, RECORD = STATE / "drain", STATE / "task.json"
 TASK_ARGUMENTS = shlex.split(os.environ.get("TRAINYARD_TASK_ARGUMENTS", ""))
 # What clearml.conf makes of agent.docker_container_name_format.
 CONTAINER_NAME = re.compile(r"clearml-id-([0-9a-f]{32})-")
+# A variable whose value nobody should read in a console: the site may give its experiments a token, say.
+SECRET = re.compile(r"(?is)^((?:-e=?|--env=)?[a-z0-9_]*(?:key|token|pass|secret|credential)[a-z0-9_]*=).+")
 # The container was killed (SIGKILL, SIGTERM), or its host went down under it (255).
 KILLED = {137, 143, 255}
 # Runtime properties of an experiment: the image that it ran in, and the id of the one that it must run in.
@@ -74,6 +80,10 @@ LOOK_SECONDS = 2.0
 OWNER_LOOK_SECONDS = 30.0
 # From which silence on the daemon has another socket by now.
 DAEMON_SECONDS = 30.0
+
+
+class RefusedError(Exception):
+    """The site does not allow an experiment to run as it asks; the text says why, for its console."""
 
 
 class Current:
@@ -414,6 +424,8 @@ class Worker(upstream.Worker):  # type: ignore[misc]
         super().__init__(*words, **options)
         own = list(getattr(self, "_extra_docker_arguments", None) or [])
         self._extra_docker_arguments = [*own, *TASK_ARGUMENTS]
+        self._own_command: list[str] = []
+        self._image = ""
 
     def run_tasks_loop(self, queues: list[str], *words: Any, **options: Any) -> None:
         """Settle what is left, then pull and run."""
@@ -434,32 +446,90 @@ class Worker(upstream.Worker):  # type: ignore[misc]
             return None
         if self._services_mode:
             RECORD.unlink(missing_ok=True)
-            return int(super().run_one_task(queue, task_id, *words, **options) or 0)
-        self._patch_docker_cmd_func = lambda command: [word for word in command if word != "--rm"]
+            return self.run_allowed(queue, task_id, *words, **options)
         with holding(self, task_id):
+            return self.run_allowed(queue, task_id, *words, **options)
+
+    def run_allowed(self, queue: str, task_id: str, *words: Any, **options: Any) -> int | None:
+        """Run an experiment, or let it fail where the site does not allow its container."""
+        try:
             return super().run_one_task(queue, task_id, *words, **options)  # type: ignore[no-any-return]
+        except RefusedError as refused:
+            self.fail(task_id, "container refused", str(refused))
+            return None
+
+    def get_docker_config_cmd(self, docker_args: list[str] | None, *words: Any, **options: Any) -> Any:
+        """Take the image for experiments that name none, which must be one reference.
+
+        Raises:
+            SystemExit: it is not, or an argument for every experiment's container has a template.
+        """
+        made = super().get_docker_config_cmd(docker_args, *words, **options)
+        problem = policy.image_problem(" ".join(docker_args or [self._docker_image]))
+        if problem:
+            sys.exit(f"worker {self.worker_id}: {problem} (clearml_agent_default_docker_image, or the worker's image)")
+        for word in [*(self._extra_docker_arguments or []), *(self._docker_arguments or [])]:
+            if "${CLEARML_" in str(word):
+                sys.exit(
+                    f"worker {self.worker_id}: the argument {word} of docker run has a template, and experiments "
+                    "choose what is filled in: write the value itself (clearml_agent_extra_docker_arguments)"
+                )
+        return made
+
+    def _get_docker_cmd(self, *words: Any, docker_arguments: Any = None, **parts: Any) -> list[str]:
+        """Make the command that runs an experiment.
+
+        Raises:
+            RefusedError: the site does not allow it.
+        """
+        own = [str(word) for word in super()._get_docker_cmd(*words, docker_arguments=None, **parts)]
+        # Its own --rm stands before the image; without it the container outlives this process.
+        if not self._services_mode and own[-5] == "--rm":
+            del own[-5]
+        asked = policy.split(docker_arguments) if isinstance(docker_arguments, str) else docker_arguments or []
+        self._own_command, self._image = own, str(parts["docker_image"])
+        command = policy.command_of(own, map(str, asked))
+        problem = self.refusal(command)
+        if problem:
+            raise RefusedError(problem)
+        return command
+
+    def _log_command_output(self, task_id: str, cmd: Any, *words: Any, **options: Any) -> Any:
+        """Run a command and report what it prints; an experiment's is checked once more, as it goes to Docker."""
+        command = [str(word) for word in cmd]
+        problem = self.refusal(command) if command[:2] == ["docker", "run"] else None
+        if problem:
+            self.send_logs(task_id, [problem + "\n"], level="ERROR")
+            return ExitStatus.failure, upstream.TaskStopReason.no_stop
+        return super()._log_command_output(task_id, cmd, *words, **options)
+
+    def refusal(self, command: list[str]) -> str | None:
+        """Say why an experiment's command must not run; None when it may."""
+        own = self._own_command
+        if own and command and command[-1].startswith(own[-1]):  # the agent has added which experiment to execute
+            own = [*own[:-1], command[-1]]
+        config = self._session.config
+        rules = policy.Rules(
+            filters=tuple(pattern.pattern for pattern in self._docker_args_filters),
+            forbidden=frozenset(config.get("agent.forbidden_docker_args", [])),
+            protected=frozenset(config.get("agent.protected_docker_extra_args", [])),
+            given=tuple(map(str, self._docker_arguments or [])),
+        )
+        problem = policy.refusal(command, own, self._image, rules)
+        return problem and f"Worker {self.worker_id} refuses this experiment: {problem}"
 
     def refuse(self, task: str) -> bool:
-        """Fail an experiment that asks for what the site does not allow."""
-        container = upstream.get_task_container(self._session, task)
-        asked = [word.strip() for word in container.get("arguments") or []] if container.get("image") else []
-        allowed = self._filter_docker_args([*asked])
-        forbidden = self._session.config.get("agent.forbidden_docker_args", [])
-        bad = [
-            word
-            for word in asked
-            if word.startswith("-") and (word not in allowed or word.lstrip("-").split("=")[0] in forbidden)
-        ]
-        if not bad:
-            return False
-        patterns = ", ".join(pattern.pattern for pattern in self._docker_args_filters)
-        message = (
-            f"Worker {self.worker_id} refuses this experiment: its container asks for {' '.join(dict.fromkeys(bad))}, "
-            f"which this site does not allow. Allowed are arguments like {patterns}. Take it out of the experiment's "
-            "container arguments and enqueue it again, or ask who runs the site (clearml_agent_docker_args_filters)."
-        )
-        self.fail(task, "docker arguments refused", message)
-        return True
+        """Fail an experiment whose container cannot be read; clearml-agent would take the default image instead."""
+        container = call(self, "tasks", "get_by_id", task=task)["task"].get("container") or {}
+        problem = policy.image_problem(container["image"].strip()) if container.get("image") else None
+        try:
+            policy.split(container.get("arguments") or "")
+        except policy.MalformedError as error:
+            problem = problem or f"its container's arguments cannot be split into words: {error}; close each quote"
+        if problem:
+            message = f"Worker {self.worker_id} refuses this experiment: {problem}. Change it and enqueue it again."
+            self.fail(task, "container refused", message)
+        return bool(problem)
 
     def refuse_image(self, task: str) -> bool:
         """Fail an experiment that wants an image of which this node has another build under the same name."""
@@ -496,12 +566,35 @@ class Worker(upstream.Worker):  # type: ignore[misc]
         super().handle_task_termination(task_id, exit_code, stop_reason, **options)
 
 
+class Literal(upstream.DockerArgsTemplateResolver):  # type: ignore[misc]
+    """Leaves templates as they are; takes the place of clearml-agent's own, which fills them in."""
+
+    def resolve_from_docker_cmd(self, full_docker_cmd: list[str]) -> list[str]:
+        """Return the words unchanged."""
+        return full_docker_cmd
+
+
+class Sanitizer(upstream.DockerArgsSanitizer):  # type: ignore[misc]
+    """Hides secrets where a command is shown, and ends no worker over words that it cannot read."""
+
+    @classmethod
+    def sanitize_docker_command(cls, session: object, docker_command: list[str]) -> list[str]:
+        """Return the words to show."""
+        try:
+            shown = super().sanitize_docker_command(session, docker_command)
+        except (IndexError, ValueError):  # -e at the end; an address with half of an IPv6 one
+            return ["(not shown)"]
+        return [SECRET.sub(r"\1********", word) for word in shown]
+
+
 def main() -> int:
     """Run clearml-agent."""
     from clearml_agent import __main__ as program
     from clearml_agent import commands
 
     upstream.get_next_task = next_task
+    upstream.DockerArgsTemplateResolver = Literal
+    upstream.DockerArgsSanitizer = Sanitizer
     commands.Worker = Worker
     threading.Thread(target=watch, daemon=True).start()
     return int(program.main() or 0)

@@ -7,6 +7,7 @@ Everything is real: the server is the program that is deployed, a worker is `age
 from __future__ import annotations
 
 import base64
+import ipaddress
 import json
 import os
 import secrets
@@ -63,8 +64,10 @@ def wait_for(what: str, look: Callable[[], T | None], timeout: float, every: flo
 
 def host_address() -> str:
     """Return an address of this host that containers on the default bridge reach."""
-    template = "{{(index .IPAM.Config 0).Gateway}}"
-    return run("docker", "network", "inspect", "bridge", "--format", template).strip()
+    template = "{{(index .IPAM.Config 0).Gateway}} {{(index .IPAM.Config 0).Subnet}}"
+    *gateway, subnet = run("docker", "network", "inspect", "bridge", "--format", template).split()
+    # An engine that has made its bridge itself names no gateway before its next start; it takes the first address.
+    return gateway[0] if gateway else str(next(ipaddress.ip_network(subnet).hosts()))
 
 
 def free_ports(count: int) -> list[int]:

@@ -139,6 +139,24 @@ def test_a_run_without_arguments_goes_at_once(site: Site) -> None:
     assert task["container"]["image"] == "site/perception:{}.{}-cpu".format(*sys.version_info[:2])
 
 
+@pytest.mark.parametrize("image", ["--volume=/:/host", "ubuntu bash", "Ubuntu", "ubuntu\n", "$(id)"])
+def test_what_is_not_one_image_is_told_before_anything_is_sent(site: Site, image: str) -> None:
+    site.write(PARSER.format(arguments=f"project='team/training', queue='all_gpus', image={image!r}"))
+    code, out, err = site.run()
+    assert code != 0
+    assert f"image is {image!r}, which is not the name of one image" in err
+    assert "trained here" not in out
+    assert site.tasks() == []
+
+
+def test_the_site_s_image_is_checked_too(site: Site) -> None:
+    site.write(PARSER.format(arguments="project='team/training'"))
+    code, _, err = site.run(CLEARML_QUEUE="all_gpus", CLEARML_CLIENT_IMAGE="site/perception {python}")
+    assert code != 0
+    assert "CLEARML_CLIENT_IMAGE is 'site/perception 3." in err
+    assert site.tasks() == []
+
+
 def test_a_changed_file_travels_as_a_diff(site: Site) -> None:
     site.write(PARSER.format(arguments="project='team/training', queue='all_gpus'"))
     site.write(PARSER.format(arguments="project='team/training', queue='all_gpus'") + "# changed\n", push=False)
@@ -228,6 +246,12 @@ def test_code_that_cannot_be_reproduced_is_only_a_warning_here(site: Site) -> No
         ("team = 3", "[tool.clearml_client] team is 3; write a text in quotes"),
         ("team = 'a/b'", "[tool.clearml_client] team is 'a/b'; it is one part of a path"),
         ("python = '3'", "[tool.clearml_client] python is '3'; write a version in quotes, such as '3.11'"),
+        (
+            "image = '--volume=/:/host'",
+            "[tool.clearml_client] image is '--volume=/:/host', which is not the name of one image",
+        ),
+        ("image = 'ubuntu --privileged'", "for example 'registry.example.com/team/train:1.0'"),
+        ("images = {'3.11' = 'Ubuntu'}", "[tool.clearml_client] images for 3.11 is 'Ubuntu', which is not"),
         ("images = ['x']", """[tool.clearml_client] images is ['x']; write {"3.11" = "IMAGE"}"""),
         ("team = ", "pyproject.toml: Invalid value"),
     ],

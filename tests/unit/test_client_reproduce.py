@@ -8,11 +8,13 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import requests
 from clearml_client._packages import missing_packages, pinned
 from clearml_client._remote_code import missing_code
+from clearml_client._reproduce import IMAGE, IMAGE_DIGEST, IMAGE_ID, _image_check
 
 # --- packages --------------------------------------------------------------------------------------------------------
 
@@ -151,3 +153,22 @@ def test_a_repository_that_is_gone_is_told(tmp_path: Path) -> None:
     told = missing_code(f"file://{tmp_path}/none.git", "0" * 40)
     assert told is not None
     assert "cannot be fetched" in told
+
+
+@pytest.mark.parametrize(
+    ("container", "runtime", "found"),
+    [
+        ({"image": "site/train:1"}, {}, None),
+        ({}, {IMAGE_ID: "sha256:" + "0" * 64, IMAGE: "site/train:1"}, True),
+        ({}, {IMAGE_ID: "sha256:" + "0" * 64, IMAGE_DIGEST: "site/train@sha256:" + "0" * 64}, True),
+        ({"image": "--volume=/:/host"}, {}, False),
+        ({"image": "site/train:1"}, {IMAGE_ID: "sha256:" + "0" * 64, IMAGE: "site/train --privileged"}, False),
+        ({"image": "site/train:1"}, {IMAGE_ID: "sha256:" + "0" * 64, IMAGE_DIGEST: "--rm"}, False),
+    ],
+)
+def test_an_experiment_with_something_else_than_an_image_is_not_raised_again(
+    container: dict[str, str], runtime: dict[str, str], found: bool | None
+) -> None:
+    check = _image_check(SimpleNamespace(data=SimpleNamespace(container=container, runtime=runtime)))
+    assert check.found is found
+    assert ("is not the name of one image" in check.told) is (found is False)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Dict, Optional
 
 from ._errors import ClearmlClientError
+from ._images import check_image
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -79,13 +80,14 @@ def image_for(settings: Settings, folder: Optional[Path] = None) -> Optional[str
     """Return the image for a repository's Python version; ``None`` leaves it to the queue's workers.
 
     Raises:
-        ClearmlClientError: The site's images have names that need a version, and it cannot be told.
+        ClearmlClientError: The site's images have names that need a version, and it cannot be told, or the site's
+            image is not one.
     """
     if settings.image:
         return settings.image
     template = os.environ.get(IMAGE_VARIABLE, "")
     if not settings.images and "{python}" not in template:
-        return template or None
+        return check_image(IMAGE_VARIABLE, template) if template else None
     python = _python(settings, folder or script_folder())
     if python in settings.images:
         return settings.images[python]
@@ -95,7 +97,7 @@ def image_for(settings: Settings, folder: Optional[Path] = None) -> Optional[str
                 settings.path, python, ", ".join(sorted(settings.images))
             )
         )
-    return template.replace("{python}", python)
+    return check_image(IMAGE_VARIABLE, template.replace("{python}", python))
 
 
 def _python(settings: Settings, folder: Path) -> str:
@@ -131,12 +133,15 @@ def _check(where: str, key: str, value: Any) -> None:
     if key == "images":
         if not isinstance(value, dict) or not all(isinstance(image, str) and image for image in value.values()):
             raise ClearmlClientError('{} is {!r}; write {{"3.11" = "IMAGE"}}'.format(where, value))
-        for version in value:
+        for version, image in value.items():
             if not _VERSION.match(version):
                 raise ClearmlClientError("{} has the version {!r}; write it like 3.11".format(where, version))
+            check_image("{} for {}".format(where, version), image)
         return
     if not isinstance(value, str) or not value.strip():
         raise ClearmlClientError("{} is {!r}; write a text in quotes".format(where, value))
+    if key == "image":
+        check_image(where, value)
     if key == "python" and not _VERSION.match(value):
         raise ClearmlClientError("{} is {!r}; write a version in quotes, such as '3.11'".format(where, value))
     if key in ("team", "kind") and "/" in value:

@@ -18,6 +18,7 @@ from . import _distributed
 from ._config import Settings, image_for, load, script_folder
 from ._errors import ClearmlClientError
 from ._git import reasons_not_reproducible
+from ._images import check_image
 from ._logging import calm_progress_bars, install_handler
 from ._offline import make_models_storable
 from ._sdk import correct
@@ -64,9 +65,9 @@ def init_clearml(
         The task. A new run is always a new experiment: none is overwritten.
 
     Raises:
-        ClearmlClientError: A name, the project or the queue is missing, malformed or unknown, the code cannot be
-            reproduced in a queue, ClearML is not configured on this machine, or the server refuses the keys.
-            Nothing has been registered then.
+        ClearmlClientError: A name, the project, the image or the queue is missing, malformed or unknown, the code
+            cannot be reproduced in a queue, ClearML is not configured on this machine, or the server refuses the
+            keys. Nothing has been registered then.
     """
     remote = not Task.running_locally()
     name = _checked_name(task_name)
@@ -82,6 +83,10 @@ def init_clearml(
         _distributed.join(rank, None if not remote else os.environ.get("CLEARML_TASK_ID"))
     elif not remote:
         queue = _chosen_queue(queue, settings)
+        if image is not None:
+            check_image("image", image)
+        elif queue and not Task.is_offline():
+            image = image_for(settings)
         _check_reproducible(queue)
     calm_progress_bars()
     task = _registered(project_name, name, labels, output_uri)
@@ -102,7 +107,7 @@ def init_clearml(
         _tell_where(task, remote=remote, queue=None if remote else queue)
     install_handler(task)
     if queue and not remote and not task.is_offline() and (rank is None or rank.rank == 0):
-        _send(task, queue, image or image_for(settings))
+        _send(task, queue, image)
     return task
 
 

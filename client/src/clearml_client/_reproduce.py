@@ -13,6 +13,7 @@ from clearml.backend_api.session.client import APIClient
 
 from . import _lookup
 from ._errors import ClearmlClientError
+from ._images import is_image
 from ._packages import missing_packages, pinned
 from ._remote_code import missing_code
 
@@ -172,8 +173,11 @@ def _code_check(task: Task) -> Check:
 
 def _image_check(task: Task) -> Check:
     runtime = _runtime(task)
+    named = (task.data.container or {}).get("image") or ""
+    taken = (runtime.get(IMAGE_DIGEST) or runtime.get(IMAGE) or named) if runtime.get(IMAGE_ID) else named
+    if taken and not is_image(taken):
+        return Check("image", False, "{!r} is not the name of one image".format(taken))
     if not runtime.get(IMAGE_ID):
-        named = (task.data.container or {}).get("image") or ""
         if not named:
             return Check("image", None, "it did not run in a container; the queue's default image is taken")
         return Check("image", None, "{}; which build of it is not known".format(named))
