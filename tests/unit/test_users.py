@@ -431,7 +431,7 @@ def test_the_files_of_people_are_no_inventory(tmp_path: Path) -> None:
     (tmp_path / "users/alice/clearml.conf").write_text("api {\n}\n")
     (tmp_path / "hosts.yml").write_text("all: {hosts: {one: {}}}\n")
     done = tool("ansible-inventory", "-i", str(tmp_path), "--list")
-    assert "Unable to parse" not in done.stderr, "ansible.cfg needs, below [inventory]: ignore_patterns = ^users$"
+    assert "Unable to parse" not in done.stderr, "ansible.cfg needs, below [inventory]: ignore_patterns = ^(users|files)$"
 
 
 # --- a new site ------------------------------------------------------------------------------------------------------
