@@ -4,14 +4,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import inventories
 import pytest
+import yaml
 from ansible.constants import DEFAULT_VAULT_ID_MATCH
 from ansible.parsing.dataloader import DataLoader
 from ansible.parsing.vault import VaultLib, VaultSecret
@@ -334,3 +337,176 @@ def test_a_vault_without_a_password(tmp_path: Path) -> None:
     findings = trainyard_names.check([folder], DataLoader())
     assert "group_vars/all/vault.yml is encrypted, and no vault password is given" in findings.problems[0]
     assert not findings.readable
+
+
+LOCAL = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+
+
+@pytest.mark.parametrize(
+    ("host", "variables", "words"),
+    [
+        ("n1", {}, "n1: clearml_node_name is 'n1' (where it is not written, the host's name)"),
+        ("42", {}, "takes queues of 3 or more characters only; write clearml_node_name with 3 or more, for example 'node-42'"),
+        ("train01", {"clearml_node_name": "n1"}, "train01: clearml_node_name is 'n1'"),
+        ("train01", {"clearml_node_name": 42}, "train01: clearml_node_name is 42 (hosts.yml:"),
+        ("train01", {"clearml_node_name": False}, "train01: clearml_node_name is false: YAML reads it as false, not as text; write it in quotes"),
+        ("train01", {"clearml_node_name": "gpu 1"}, "train01: clearml_node_name is 'gpu 1'"),
+    ],
+)  # fmt: skip
+def test_a_name_that_is_no_queue_is_one_mistake(
+    tmp_path: Path, host: str, variables: dict[str, Any], words: str
+) -> None:
+    hosts = {"server": LOCAL, host: {**LOCAL, **variables}}
+    groups = {"clearml_server": ["server"], "clearml_nodes": [host]}
+    inventories.write(tmp_path, hosts, groups, inventories.secrets())
+    problems = [problem for problem in inventories.check(tmp_path) if problem.startswith(f"{host}: ")]
+    assert len(problems) == 1, problems
+    assert words in problems[0]
+
+
+def test_a_short_name_that_is_no_queue_passes(tmp_path: Path) -> None:
+    worker = {"name": "n1-big", "gpus": [], "queues": ["big"]}
+    hosts = {"server": LOCAL, "n1": {**LOCAL, "clearml_agent_workers": [worker]}}
+    inventories.write(tmp_path, hosts, {"clearml_server": ["server"], "clearml_nodes": ["n1"]}, inventories.secrets())
+    assert not [problem for problem in inventories.check(tmp_path) if problem.startswith("n1: ")]
+
+
+# --- before Ansible ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("site", "words"),
+    [
+        ("missing", "there is no site 'missing' in"),
+        ("lokal", "(local is meant?)"),
+        ("", "SITE is empty: the sites are local, team"),
+        ("  ", "SITE is empty"),
+        ("../team", "SITE is '../team', which is not the name of a folder"),
+        ("/tmp", "SITE is '/tmp', which is not the name of a folder"),
+        (".", "SITE is '.'"),
+        ("a b", "write the name alone; the sites are local, team"),
+        ("team/", "SITE is 'team/'"),
+        ("notes.md", "there is no site 'notes.md'"),
+    ],
+)
+def test_a_site_that_is_not_there(tmp_path: Path, site: str, words: str) -> None:
+    for name in ("team", "local", ".git"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "notes.md").write_text("")
+    with pytest.raises(ValueError, match=re.escape(words)) as caught:
+        trainyard_names.site_folder(tmp_path, site)
+    assert "the sites are local, team; write one of them as SITE=" in str(caught.value)
+
+
+def test_a_site_that_is_there(tmp_path: Path) -> None:
+    (tmp_path / "team").mkdir()
+    assert trainyard_names.site_folder(tmp_path, "team") == tmp_path / "team"
+
+
+def test_every_target_of_a_site_checks_the_site_first() -> None:
+    text = (ROOT / "Makefile").read_text()
+    rules = re.findall(r"^([a-z-]+):(.*)\n((?:\t.*\n)*)", text, re.M)
+    asks = {name for name, _, recipe in rules if re.search(r"\$\((PLAYBOOK|SITE_FILE|VAULT|INVENTORY)\)", recipe)}
+    assert {"deploy", "status", "login", "audit"} <= asks
+    for name, needs, _ in rules:
+        assert name not in asks or "known-site" in needs, name
+
+
+def program(*arguments: str) -> tuple[int, str]:
+    """Run a program as an operator does; return its exit status and all that it printed."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
+    environment.update(ANSIBLE_CONFIG=str(ROOT / "ansible/ansible.cfg"), ANSIBLE_NOCOLOR="1", COLUMNS="2000")
+    done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def check_site(inventories_: Path, site: str) -> tuple[int, str]:
+    tool = str(ROOT / "ansible/tools/check_site.py")
+    return program(sys.executable, tool, "--inventories", str(inventories_), "--", site)
+
+
+def test_the_program_before_ansible(tmp_path: Path) -> None:
+    build(tmp_path / "team", {SITE: "+mine: [1\n", "group_vars/all/vault.yml": "OTHER", ".vault_password": "right\n"})
+    code, said = check_site(tmp_path, "team")
+    assert code == 1
+    assert len(said.splitlines()) == 2, "all files at once, and nothing of Ansible's own"
+    assert "all: group_vars/all/site.yml:" in said
+    assert "all: group_vars/all/vault.yml cannot be decrypted" in said
+    build(
+        tmp_path / "good",
+        {SITE: "+site_nme: x\n", "group_vars/all/vault.yml": vault("a: 1\n"), ".vault_password": "right\n"},
+    )
+    assert check_site(tmp_path, "good") == (0, ""), "what Ansible can read is left to the playbooks"
+    build(tmp_path / "fresh", {})
+    assert check_site(tmp_path, "fresh") == (0, ""), "make secrets has not run yet"
+    code, said = check_site(tmp_path, "tem")
+    assert code == 1
+    assert said.startswith("there is no site 'tem' in")
+
+
+# --- in Ansible -------------------------------------------------------------------------------------------------------
+
+
+def play(name: str, folder: Path, *arguments: str) -> tuple[int, list[str]]:
+    """Run a playbook; return its exit status and what it reports."""
+    tool = str(Path(sys.executable).with_name("ansible-playbook"))
+    code, said = program(tool, "-i", str(folder), str(ROOT / "ansible" / name), *arguments)
+    reported = said.rpartition("msg: |-\n")[2].partition("\nPLAY RECAP")[0]
+    return code, [line.strip() for line in reported.splitlines() if line.strip()] or said.splitlines()
+
+
+def site(folder: Path, hosts: dict[str, dict[str, Any]], **variables: Any) -> Path:
+    groups = {"clearml_server": ["server"], "clearml_nodes": [name for name in hosts if name != "server"]}
+    inventories.write(folder, hosts, groups, inventories.secrets())
+    given = {"clearml_server_host": "clearml.example.org", "site_no_proxy": "", **variables}
+    (folder / "group_vars/all/zz_test.yml").write_text(yaml.safe_dump(given))
+    return folder
+
+
+def test_names_and_values_are_reported_together_without_a_connection(tmp_path: Path) -> None:
+    down = {"ansible_host": "192.0.2.1"}
+    hosts = {"server": down, "train01": {**down, "clearml_agent_gpuss": [0]}, "train02": {"ansible_host": "192.0.2.3"}}
+    folder = site(tmp_path, hosts, clearml_agent_task_shm_size="lots", site_nme="x")
+    (folder / "host_vars").mkdir()
+    (folder / "host_vars/train03.yml").write_text("team: x\n")
+    code, problems = play("server.yml", folder, "-l", "train02", "-e", "clearml_agent_force_restrat=true")
+    assert code != 0
+    text = "\n".join(problems)
+    for words in (
+        "all: clearml_agent_force_restrat (-e) is not known",
+        "all: host_vars/train03.yml is for the host train03",
+        "all: site_nme (group_vars/all/zz_test.yml:",
+        "train01: clearml_agent_gpuss (hosts.yml:",
+        "train02: clearml_agent_task_shm_size is 'lots'",
+    ):
+        assert words in text
+    assert problems == sorted(problems), "host by host"
+
+
+def test_an_inventory_without_hosts_does_not_pass(tmp_path: Path) -> None:
+    (tmp_path / "hosts.yml").write_text("all: {}\n")
+    code, problems = play("preflight.yml", tmp_path)
+    assert code != 0
+    assert "the inventory has no hosts; write hosts.yml" in "\n".join(problems)
+
+
+def test_a_host_that_is_down_hides_nothing(tmp_path: Path) -> None:
+    hosts = {"server": LOCAL, "train01": {"ansible_host": "127.0.0.1", "ansible_port": 1}}
+    folder = site(tmp_path, hosts, ansible_become=False, preflight_check_system=False, preflight_min_memory_mb=10**8)
+    code, problems = play("preflight.yml", folder)
+    assert code != 0
+    # And ports that are taken, where a site is deployed on this machine.
+    assert [problem for problem in problems if problem.startswith("server: the machine has ")], problems
+    assert problems[-1].startswith("train01: cannot be reached (127.0.0.1): "), problems
+
+
+def test_every_playbook_that_deploys_checks_the_inventory() -> None:
+    playbooks = {path.name: yaml.safe_load(path.read_text()) for path in ROOT.glob("ansible/*.yml")}
+
+    def imports(name: str) -> set[str]:
+        own = {play["ansible.builtin.import_playbook"] for play in playbooks[name] if "hosts" not in play}
+        return own.union(*(imports(other) for other in own))
+
+    others = {"check_inventory.yml", "bundle.yml", "destroy.yml", "down.yml", "drain.yml", "new_site.yml", "remove_node.yml", "secrets.yml", "status.yml"}  # fmt: skip
+    for name in playbooks.keys() - others:
+        assert "check_inventory.yml" in imports(name), name
