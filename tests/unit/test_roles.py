@@ -360,7 +360,7 @@ def test_the_servers_address_and_ports_are_checked(site: Site) -> None:
     assert code != 0
     for message in (
         "one: clearml_server_host is 'http://localhost:8080' (hosts.yml:",
-        "it has a scheme or a path; write a name or IPv4 address without scheme and path, for example 'clearml.example.org'",
+        "it has a scheme or a path; write a name or IPv4 address without scheme and path, for example 'clearml.",
         "one: clearml_server_web_port is 8008, and so is clearml_server_api_port: two services cannot share a port",
         "one: clearml_server_files_port is 99999 (hosts.yml:",
         "write a port from 1 to 65535",
@@ -615,19 +615,20 @@ def test_the_sites_certificate_is_read_before_it_is_used(tmp_path: Path) -> None
     good = certificate(tmp_path / "good", ["*.x.org"], 10)
     other = certificate(tmp_path / "other", ["app.x.org", "api.x.org"], -1)
     names = ["app.x.org", "api.x.org", "files.x.org"]
-    check = trainyard._certificate_problems
-    assert check(*good, names, "one") == []
-    assert check(*other, names, "one") == [
-        f"one: clearml_server_tls_certificate is {other[0]!r}, which is for api.x.org, app.x.org, not for files.x.org; "
-        "write one for app.x.org, api.x.org, files.x.org",
-        f"one: clearml_server_tls_certificate is {other[0]!r}, which was valid until "
-        f"{datetime.now(UTC) - timedelta(days=1):%Y-%m-%d}; write one that is valid",
+
+    def check(certificate: str, key: str) -> list[str]:
+        return list(trainyard.pair_problems(("tls_certificate", certificate), ("tls_key", key), names))
+
+    assert check(*good) == []
+    (problem,) = check(*other)
+    assert "which is for api.x.org, app.x.org, not for files.x.org: write one that has app.x.org, api.x.org" in problem
+    chain = tmp_path / "chain.pem"
+    chain.write_text(Path(other[0]).read_text() + Path(good[0]).read_text())
+    assert "which was valid until" in check(str(chain), other[1])[1], "the authority behind it is valid"
+    assert check(good[0], other[1]) == [
+        f"tls_key is {other[1]!r}, which is not the key of {good[0]!r}: write the path of its key"
     ]
-    assert check(good[0], other[1], names, "one") == [
-        f"one: clearml_server_tls_key is {other[1]!r}, which is not the key of {good[0]!r}"
-    ]
-    assert "holds no certificate" in check(good[1], good[1], names, "one")[0]
-    assert "holds no private key" in check(good[0], good[0], names, "one")[0]
+    assert check(good[1], good[1]) == check(good[0], good[0]) == [], "told by their kind"
 
 
 def test_a_diff_tells_that_a_secret_changed_but_not_what_it_is() -> None:

@@ -20,8 +20,8 @@ from ansible.plugins.action import ActionBase
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "module_utils"))
 
-from trainyard_paths import overlap_problems  # noqa: E402
-from trainyard_values import Complaint, augment, complaints, plain  # noqa: E402
+from trainyard_paths import overlap_problems
+from trainyard_values import Complaint, augment, complaints, plain
 
 try:  # Ansible keeps it to itself, and without it a message names no file.
     from ansible._internal._datatag._tags import Origin
@@ -237,8 +237,8 @@ def _address_problems(hosts: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         key = (connection.rpartition(".")[2], address.lower().rstrip("."), str(variables.get("ansible_port", 22)))
         if key in seen:
             yield (
-                f"{name}: ansible_host is {address!r}, which {seen[key]} has too: they are one machine; write each host's "
-                "own address, or remove one of them"
+                f"{name}: ansible_host is {address!r}, which {seen[key]} has too: they are one machine; write each "
+                "host's own address, or remove one of them"
             )
         seen.setdefault(key, name)
 
@@ -249,6 +249,8 @@ class Checker:
     def __init__(self, loader: Any, play: Mapping[str, Any]):
         self._loader, self._play = loader, play
         self._known: dict[str, Role] = {}
+        # By host, the files on it that must hold authorities, each with the variable that names it.
+        self.authorities: dict[str, dict[str, str]] = {}
 
     def host(self, name: str, given: Mapping[str, Any], roles: list[str]) -> Host:
         """Return a host with the variables that it is given."""
@@ -297,9 +299,18 @@ class Checker:
         values = {}
         for role in host.roles:
             for name, option in role.options.items():
-                if option.get("rule", {}).get("kind") in ("port", "folder") or name == "clearml_server_domain":
-                    if name in host.variables and not wrong & ({name} | host.mentions(name)):
-                        values[name] = host.value(name, role)
+                asked = _rules(option, "port") or _rules(option, "folder") or name == "clearml_server_domain"
+                if asked and name in host.variables and not wrong & ({name} | host.mentions(name)):
+                    values[name] = host.value(name, role)
+            for name, option in role.options.items():
+                if option.get("rule", {}).get("where") == "node" and name not in wrong and host.variables.get(name):
+                    files = self.authorities.setdefault(host.name, {})
+                    # Of several variables for one file the site's own is the one to correct.
+                    source = min(
+                        {name} | host.mentions(name) & host.given.keys(), key=lambda each: not each.startswith("site_")
+                    )
+                    if path := host.value(name, role):
+                        files.setdefault(str(path), source)
         problems = [*_port_problems(host, values, options), *_folder_problems(host, values, options)]
         for role in host.roles:
             # What a role knows of its own variables together.
@@ -345,5 +356,6 @@ class ActionModule(ActionBase):
             result.update(failed=bool(problems), msg="\n".join(problems))
         else:
             problems = checker.site(arguments["roles"], variables["groups"], facts=arguments["facts"])
+            result["authorities"] = checker.authorities
         result.update(problems=problems, changed=False)
         return result

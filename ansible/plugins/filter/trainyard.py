@@ -3,13 +3,18 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
-import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+# Ansible finds module_utils for modules only; a filter runs on the controller.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "module_utils"))
+
+from trainyard_values import pair_problems, pem_fault
 
 __all__ = ["FilterModule"]
 
@@ -211,8 +216,8 @@ def _node_problems(host: str, node: Mapping[str, Any], names: dict[str, str]) ->
             owners.setdefault(gpu, name)
         if worker["services"] and worker["gpus"]:
             problems.append(
-                f"{host}: {variable} gives worker {name!r} services and the GPUs {worker['gpus']}; its experiments would "
-                "share them: write one of both"
+                f"{host}: {variable} gives worker {name!r} services and the GPUs {worker['gpus']}; its experiments "
+                "would share them: write one of both"
             )
         for queue in worker["queues"]:
             if queue in (node_name, *derived):
@@ -264,23 +269,23 @@ def clearml_agent_problems(settings: Mapping[str, Any], host: str) -> list[str]:
     user, token, key = settings["user"], settings["token"], settings["ssh_key"]
     if token and key:
         problems.append(
-            f"{host}: clearml_agent_git_token and clearml_agent_git_ssh_key are both set (values hidden), and the agent "
-            "would use the token for every repository: write one of them"
+            f"{host}: clearml_agent_git_token and clearml_agent_git_ssh_key are both set (values hidden), and the "
+            "agent would use the token for every repository: write one of them"
         )
     if bool(user) != bool(token):
         problems.append(
-            f"{host}: clearml_agent_git_user and clearml_agent_git_token belong together: write both, for example git-bot "
-            "and its token from the vault, or none"
+            f"{host}: clearml_agent_git_user and clearml_agent_git_token belong together: write both, for example "
+            "git-bot and its token from the vault, or none"
         )
     if key and "PRIVATE KEY-----" not in key:
         problems.append(
-            f"{host}: clearml_agent_git_ssh_key (value hidden) is not a private key: write its text, -----BEGIN OPENSSH "
-            "PRIVATE KEY----- and so on, not its path"
+            f"{host}: clearml_agent_git_ssh_key (value hidden) is not a private key: write its text, -----BEGIN "
+            "OPENSSH PRIVATE KEY----- and so on, not its path"
         )
     elif key and not settings["known_hosts"]:
         problems.append(
-            f"{host}: clearml_agent_git_known_hosts is empty: write what `ssh-keyscan HOST` prints for the repositories' "
-            "host, otherwise no key of it is believed"
+            f"{host}: clearml_agent_git_known_hosts is empty: write what `ssh-keyscan HOST` prints for the "
+            "repositories' host, otherwise no key of it is believed"
         )
     return problems
 
@@ -306,51 +311,13 @@ def _domain_problems(server: Mapping[str, Any], host: str) -> list[str]:
         for variable, what in (("tls_certificate", "certificate and its chain"), ("tls_key", "private key")):
             if not server[variable]:
                 problems.append(
-                    f"{host}: clearml_server_{variable} is empty: write the path of a PEM file on this machine with the "
-                    f"{what}, for example /etc/ssl/site/clearml.pem"
+                    f"{host}: clearml_server_{variable} is empty: write the path of a PEM file on this machine "
+                    f"with the {what}, for example /etc/ssl/site/clearml.pem"
                 )
         if not problems:
             names = [f"{label}.{domain}" for label in ("app", "api", "files")]
-            problems += _certificate_problems(str(server["tls_certificate"]), str(server["tls_key"]), names, host)
-    return problems
-
-
-def _certificate_problems(certificate: str, key: str, names: Sequence[str], host: str) -> list[str]:
-    """Find what would keep clients from believing the site's own certificate."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
-
-    variable = f"{host}: clearml_server_tls_certificate is {certificate!r}"
-    try:
-        first = x509.load_pem_x509_certificates(Path(certificate).read_bytes())[0]
-    except (ValueError, OSError, IndexError):
-        return [f"{variable}, which holds no certificate; write a PEM file: the server's certificate, then its chain"]
-    problems = []
-    try:
-        alternatives = first.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        covered = {name.lower() for name in alternatives.get_values_for_type(x509.DNSName)}
-    except x509.ExtensionNotFound:
-        covered = set()
-    missing = [name for name in names if not {name.lower(), "*." + name.lower().partition(".")[2]} & covered]
-    if missing:
-        problems.append(
-            f"{variable}, which is for {', '.join(sorted(covered)) or 'no name'}, not for {', '.join(missing)}; "
-            f"write one for {', '.join(names)}"
-        )
-    end = first.not_valid_after_utc
-    if end < datetime.now(UTC):
-        problems.append(f"{variable}, which was valid until {end:%Y-%m-%d}; write one that is valid")
-    try:
-        private = load_pem_private_key(Path(key).read_bytes(), password=None)
-    except (ValueError, TypeError, OSError):
-        return [
-            *problems,
-            f"{host}: clearml_server_tls_key is {key!r}, which holds no private key without a password; write a PEM "
-            "file with the certificate's key",
-        ]
-    form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    if private.public_key().public_bytes(*form) != first.public_key().public_bytes(*form):
-        problems.append(f"{host}: clearml_server_tls_key is {key!r}, which is not the key of {certificate!r}")
+            files = [(f"clearml_server_tls_{name}", str(server[f"tls_{name}"])) for name in ("certificate", "key")]
+            problems += [f"{host}: {problem}" for problem in pair_problems(files[0], files[1], names)]
     return problems
 
 
@@ -427,6 +394,30 @@ def trainyard_without_secrets(entries: Any) -> list[Any]:
     ]
 
 
+def trainyard_authority_problems(
+    files: Sequence[Mapping[str, Any]], variables: Mapping[str, str], host: str
+) -> list[str]:
+    """Find files on a host that do not hold the authorities that they should.
+
+    Args:
+        files: what slurp returned for each path, in ``item``.
+        variables: the variable that names each path.
+        host: the host, as the inventory names it.
+    """
+    problems = []
+    for file in files:
+        path, content = file["item"], file.get("content")
+        if content is None:
+            said = str(file.get("msg", "")).lower()
+            why = "it is a folder" if "directory" in said and "no such" not in said else "it cannot be read on the host"
+            fault = f"{why}; write the path of a PEM file that is there (package ca-certificates has the system's)"
+        else:
+            fault = pem_fault(base64.b64decode(content), "certificate")
+        if fault:
+            problems.append(f"{host}: {variables[path]} is {path!r}: {fault}")
+    return problems
+
+
 def trainyard_revision(texts: Sequence[Any]) -> str:
     """Give a short name for what a service reads at its start: another text, another name."""
     return hashlib.sha256("\0".join(map(str, texts)).encode()).hexdigest()[:16]
@@ -499,6 +490,7 @@ class FilterModule:
             "trainyard_server_problems": trainyard_server_problems,
             "trainyard_host_problems": trainyard_host_problems,
             "trainyard_without_secrets": trainyard_without_secrets,
+            "trainyard_authority_problems": trainyard_authority_problems,
             "trainyard_revision": trainyard_revision,
             "trainyard_names_problems": trainyard_names_problems,
             "trainyard_task_arguments": trainyard_task_arguments,

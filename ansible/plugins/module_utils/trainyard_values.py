@@ -21,11 +21,21 @@ from urllib.parse import SplitResult, urlsplit
 import netaddr
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from docker_image.reference import InvalidReference, Reference
 from trainyard_paths import path_problem
 
-__all__ = ["KINDS", "Complaint", "augment", "bytes_of", "complaints", "host_fault", "image_fault", "pem_fault"]
+__all__ = [
+    "KINDS",
+    "Complaint",
+    "augment",
+    "bytes_of",
+    "complaints",
+    "host_fault",
+    "image_fault",
+    "pair_problems",
+    "pem_fault",
+]
 
 Settings = Mapping[str, Any]
 
@@ -39,16 +49,40 @@ LOGIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]*\Z")
 CREDENTIALS = re.compile(r"(?<=//)[^/@\s]*@")
 # Folders that no experiment may have whole: they hold the node itself.
 NODE_FOLDERS = frozenset(
-    "/ /bin /boot /dev /etc /home /lib /lib32 /lib64 /opt /proc /root /run /sbin /sys /usr /usr/bin /usr/lib /usr/local "
-    "/usr/sbin /var /var/lib /var/lib/docker /var/run".split()
+    [
+        "/",
+        "/bin",
+        "/boot",
+        "/dev",
+        "/etc",
+        "/home",
+        "/lib",
+        "/lib32",
+        "/lib64",
+        "/opt",
+        "/proc",
+        "/root",
+        "/run",
+        "/sbin",
+        "/sys",
+        "/usr",
+        "/usr/bin",
+        "/usr/lib",
+        "/usr/local",
+        "/usr/sbin",
+        "/var",
+        "/var/lib",
+        "/var/lib/docker",
+        "/var/run",
+    ]
 )
 
 
 class Complaint(NamedTuple):
     """What is wrong with one value.
 
-    ``path`` names it (``clearml_agent_workers[0].memory``), ``state`` is what it is, ``told`` what to write. ``shape``: it
-    has another type than it must have, so nothing that reads it can be asked.
+    ``path`` names it (``clearml_agent_workers[0].memory``), ``state`` is what it is, ``told`` what to write. ``shape``:
+    it has another type than it must have, so nothing that reads it can be asked.
     """
 
     variable: str
@@ -179,6 +213,16 @@ def text(value: Any, settings: Settings) -> str:
     return ""
 
 
+def known_hosts(value: Any, settings: Settings) -> str:
+    """Lines as ssh-keyscan prints them: hosts, kind of key, key."""
+    wrong = text(value, {"lines": True})
+    if wrong:
+        return wrong
+    lines = [line.split() for line in value.splitlines() if line.strip() and not line.startswith("#")]
+    fits = all(len(line) >= 3 and any("ssh-" in part or "ecdsa-" in part for part in line[1:3]) for line in lines)
+    return "" if fits and lines else "write what `ssh-keyscan HOST` prints, not the path of a file"
+
+
 def _grammar(form: re.Pattern[str], help_: str) -> Callable[[Any, Settings], str]:
     def kind(value: Any, settings: Settings) -> str:
         return text(value, settings) or ("" if form.match(value) else help_)
@@ -260,7 +304,7 @@ def controller_file(value: Any, settings: Settings) -> str:
         return wrong
     place = Path(str(value))
     if not place.is_absolute():
-        return "it means another file in every folder; write its whole path, for example '{{ inventory_dir }}/files/ca.pem'"
+        return "it is another file in every folder; write its whole path, e.g. '{{ inventory_dir }}/files/ca.pem'"
     return _read(place)[1]
 
 
@@ -277,7 +321,7 @@ def _read(place: Path) -> tuple[bytes, str]:
 
 
 def pem_fault(content: bytes, what: str) -> str:
-    """Return what keeps ``content`` from being PEM of certificates or of a private key (``what``); empty for nothing."""
+    """Return why ``content`` is not PEM of certificates or of a private key (``what``); empty when it is."""
     wanted = "-----BEGIN PRIVATE KEY----- and so on" if what == "key" else "-----BEGIN CERTIFICATE----- and so on"
     if what == "key":
         if b"PRIVATE KEY-----" not in content:
@@ -289,7 +333,7 @@ def pem_fault(content: bytes, what: str) -> str:
             protected = isinstance(error, TypeError)
             why = "its key has a password" if protected else "its key is damaged or of an unknown kind"
             return f"{why}; write a PEM file with a private key without a password"
-        except Exception:  # noqa: BLE001 - the library raises kinds of its own for what it does not support
+        except Exception:
             return "its key is of a kind that is not supported; write a PEM file with an RSA or EC key"
         return ""
     if b"BEGIN CERTIFICATE-----" not in content and b"BEGIN TRUSTED CERTIFICATE" not in content:
@@ -311,7 +355,7 @@ def pem_fault(content: bytes, what: str) -> str:
 
 
 def pem(value: Any, settings: Settings) -> str:
-    """PEM: ``what`` (certificate or key), ``where`` (controller, or node: read later, by SSH; text: the value itself)."""
+    """PEM: ``what`` (certificate, key), ``where`` (controller; node: read later, by SSH; text: the value itself)."""
     what, where = settings.get("what", "certificate"), settings.get("where", "controller")
     if where == "node":
         return path(value, {"example": "/etc/ssl/certs/ca-certificates.crt"})
@@ -327,6 +371,48 @@ def pem(value: Any, settings: Settings) -> str:
         return wrong
     content, wrong = _read(Path(value)) if Path(value).is_absolute() else (b"", controller_file(value, settings))
     return wrong or pem_fault(content, what)
+
+
+def pair_problems(certificate: tuple[str, str], key: tuple[str, str], names: Sequence[str]) -> list[str]:
+    """Return what would keep clients from believing a certificate of the site's own.
+
+    Args:
+        certificate: the variable with its path on this machine, and the path.
+        key: the same of its private key.
+        names: what it must be for.
+
+    Returns:
+        Sentences. A file that is not what it should be has a complaint of its kind, and none here.
+    """
+    content, secret = _read(Path(certificate[1]))[0], _read(Path(key[1]))[0]
+    try:
+        first = x509.load_pem_x509_certificates(content)[0]
+        public = load_pem_private_key(secret, password=None).public_key()
+    except (ValueError, TypeError, IndexError):
+        return []
+    variable = f"{certificate[0]} is {certificate[1]!r}"
+    problems = []
+    try:
+        alternatives = first.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        covered = {name.lower() for name in alternatives.get_values_for_type(x509.DNSName)}
+        covered |= {str(ip) for ip in alternatives.get_values_for_type(x509.IPAddress)}
+    except x509.ExtensionNotFound:
+        covered = set()
+    missing = [name for name in names if not {name.lower(), "*." + name.lower().partition(".")[2]} & covered]
+    if missing:
+        problems.append(
+            f"{variable}, which is for {', '.join(sorted(covered)) or 'no name'}, not for {', '.join(missing)}: write "
+            f"one that has {', '.join(names)} among its alternative names"
+        )
+    end = first.not_valid_after_utc
+    if end < datetime.now(UTC) and not pem_fault(content, "certificate"):  # only the chain behind it is valid
+        problems.append(f"{variable}, which was valid until {end:%Y-%m-%d}: write one that is valid")
+    form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    if public.public_bytes(*form) != first.public_key().public_bytes(*form):
+        problems.append(
+            f"{key[0]} is {key[1]!r}, which is not the key of {certificate[1]!r}: write the path of its key"
+        )
+    return problems
 
 
 # --- the network -----------------------------------------------------------------------------------------------------
@@ -363,7 +449,7 @@ def host_fault(value: str) -> str:
 
 
 def host(value: Any, settings: Settings) -> str:
-    """A name or IPv4 address: ``domain`` (a name with a dot), ``port`` (may follow), ``reachable`` (by other machines)."""
+    """A name or IPv4 address: ``domain`` (with a dot), ``port`` (may follow), ``reachable`` (by other machines)."""
     example = settings.get("example", "clearml.example.org")
     wrong = text(value, {"example": example})
     if wrong:
@@ -385,9 +471,7 @@ def host(value: Any, settings: Settings) -> str:
     if settings.get("reachable") and (
         name.lower() == "localhost"
         or name.lower().startswith("localhost.")
-        or (
-            found is not None and (found.is_loopback() or found == netaddr.IPAddress("0.0.0.0") or found.is_multicast())
-        )  # noqa: S104
+        or (found is not None and (found.is_loopback() or found.is_multicast() or int(found) == 0))
     ):
         return (
             "for another machine or a container that is the machine or the container itself; write the address that "
@@ -449,7 +533,8 @@ def url(value: Any, settings: Settings) -> str:
     if parts is None or not parts.hostname or parts.netloc.endswith(":") or parts.port == 0:
         return f"its host or port is not one; {help_}"
     if parts.scheme not in schemes:
-        return f"its scheme is {parts.scheme!r}; write {' or '.join(f'{scheme}://' for scheme in schemes)}, for example {example}"
+        wanted = " or ".join(f"{scheme}://" for scheme in schemes)
+        return f"its scheme is {parts.scheme!r}; write {wanted}, for example {example}"
     if "@" in parts.netloc and not settings.get("credentials"):
         return f"it has a user or a password in it, which others would see; {help_}"
     if not (_is_ipv6(parts.hostname) and "[" in parts.netloc) and (why := host_fault(parts.hostname)):
@@ -476,7 +561,7 @@ def no_proxy(value: Any, settings: Settings) -> str:
         return wrong
     for entry in (part.strip() for part in value.split(",")):
         if re.search(r"\s|://", entry):
-            return f"{entry!r} is not one host; write names, addresses and domains with commas between, for example {example}"
+            return f"{entry!r} is not one host; write names and addresses with commas between, for example {example}"
         if "/" in entry:
             try:
                 netaddr.IPNetwork(entry)
@@ -570,6 +655,7 @@ KINDS: dict[str, Callable[[Any, Settings], str]] = {
     "image_pattern": _grammar(
         re.compile(r"[^\s-]\S*\Z"), "write images or patterns without spaces, for example team/*"
     ),
+    "known_hosts": known_hosts,
     "login": _grammar(
         LOGIN, "write letters, digits, . _ @ - only, first a letter or digit (a number in quotes), for example 'alice'"
     ),
@@ -593,6 +679,7 @@ KINDS: dict[str, Callable[[Any, Settings], str]] = {
     "text": text,
     "unix_name": _grammar(UNIX_NAME, "write a name of small letters, digits, _ and -, for example datasets"),
     "url": url,
+    "word": _grammar(re.compile(r"\S+\Z"), "write it without spaces"),
 }
 
 
@@ -651,7 +738,7 @@ def _walk(place: str, option: Mapping[str, Any], value: Any) -> Iterator[Found]:
         if isinstance(value, Mapping):
             yield from _walk_keys(place, option, value)
         else:
-            # What is in it may be a secret: one of its keys says so, and nobody can know which part of the text that is.
+            # What is in it may be the secret that one of its keys would hold.
             secret = hidden or any(inner.get("no_log") for inner in (option.get("options") or {}).values())
             yield place, "(value hidden)" if secret else state, f"write a mapping{_like(option)}", True
     elif kind != "raw" or "kind" in rule:
@@ -679,8 +766,8 @@ def _walk_leaf(place: str, option: Mapping[str, Any], value: Any, state: str) ->
         if told:
             if option.get("no_log") and (not isinstance(value, str) or value in told):
                 told = f"write text, in quotes{_like(option)}"
-            wanted = (int, float, str) if kind in ("int", "float") else str
-            yield place, state, told, kind == "raw" or not isinstance(value, wanted)
+            right = _number(value) is not None if kind in ("int", "float") else isinstance(value, str)
+            yield place, state, told, kind == "raw" or not right
             return
     # What Ansible itself says when the role starts.
     if ArgumentSpecValidator({"value": {"type": kind}}).validate({"value": value}).error_messages:

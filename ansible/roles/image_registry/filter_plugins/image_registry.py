@@ -5,27 +5,25 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import sys
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import bcrypt
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+
+# Ansible finds module_utils for modules only; a filter runs on the controller.
+sys.path.append(str(Path(__file__).resolve().parents[3] / "plugins" / "module_utils"))
+
+from trainyard_values import pair_problems
 
 __all__ = ["FilterModule"]
 
-HOST_NAME = re.compile(
-    r"(?=.{1,253}\Z)[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*\Z"
-)
 USERNAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]*\Z")
 SHORTEST_PASSWORD = 8
 LONGEST_PASSWORD = 72  # bcrypt looks at no more
 # The registry verifies the password at every request, and a push has hundreds: 13 ms each, where 12 would be 220.
 COST = 8
-# The authority of the role's own lasts twice as long; library/registry_certificate.py makes it.
-LONGEST_DAYS = 1825
 
 
 def image_registry_problems(settings: Mapping[str, Any], host: str) -> list[str]:
@@ -36,12 +34,6 @@ def image_registry_problems(settings: Mapping[str, Any], host: str) -> list[str]
         problems.append(
             f"all: the group clearml_registry has {len(registries)} hosts ({', '.join(registries) or 'none'}), and the "
             f"role image_registry runs on {host}; write exactly that host into it"
-        )
-    root = str(settings["root"])
-    if not re.fullmatch(r"(/[^/\s:,\"'$]+)+", root) or ".." in root.split("/"):
-        problems.append(
-            f"{host}: image_registry_root is {root!r}; write an absolute path without spaces, colons and commas, e.g. "
-            "'/opt/clearml/registry'"
         )
     return [
         *problems,
@@ -61,11 +53,6 @@ def _ip(address: str) -> ipaddress.IPv4Address | None:
 def _address_problems(settings: Mapping[str, Any], host: str) -> list[str]:
     address = str(settings["address"])
     variable, ip = f"{host}: image_registry_address is {address!r}", _ip(address)
-    if not HOST_NAME.match(address) or (re.fullmatch(r"[0-9.]+", address) and not ip):
-        return [
-            f"{variable}; write the name or IPv4 address that the site's hosts use, without scheme and port, e.g. "
-            "'registry.example.org'"
-        ]
     others = sorted(str(name) for name in settings["others"])
     if others and (address == "localhost" or (ip and ip.is_loopback)):
         return [f"{variable}, which is each host itself; write a name or address that {', '.join(others)} reach"]
@@ -75,8 +62,6 @@ def _address_problems(settings: Mapping[str, Any], host: str) -> list[str]:
 def _port_problems(settings: Mapping[str, Any], host: str) -> list[str]:
     port, owner = int(settings["port"]), settings["port_owner"]
     variable = f"{host}: image_registry_port is {port}"
-    if not 0 < port < 2**16:
-        return [f"{variable}; write a port from 1 to 65535, e.g. 5000"]
     for name, taken in sorted(settings["server_ports"].items()):
         if int(taken) == port:
             return [f"{variable}, which is the server's port for {name} on the same host; write another port"]
@@ -92,82 +77,19 @@ def _tls_problems(settings: Mapping[str, Any], host: str) -> list[str]:
             f"{host}: image_registry_tls_certificate is {certificate!r} and image_registry_tls_key is {key!r}; write "
             "both, or leave both empty for a certificate of the role's own"
         ]
-    relative = {
-        name: path
-        for name, path in (("certificate", certificate), ("key", key), ("authority", authority))
-        if path and not path.startswith("/")
-    }
-    if relative:
-        return [
-            f"{host}: image_registry_tls_{name} is {path!r}, which means another file in every folder; write its whole "
-            "path on the controller, e.g. '{{ inventory_dir }}/files/registry.pem'"
-            for name, path in relative.items()
-        ]
     if certificate:
-        problems = _certificate_problems(certificate, key, str(settings["address"]), host)
-        return problems + _authority_problems(authority, host)
+        files = ("image_registry_tls_certificate", certificate), ("image_registry_tls_key", key)
+        return [f"{host}: {problem}" for problem in pair_problems(*files, [str(settings["address"])])]
     if authority:
         return [
             f"{host}: image_registry_tls_authority is {authority!r}, but there is no image_registry_tls_certificate: "
             "the role makes an authority of its own; write certificate and key too, or leave it empty"
         ]
     days, renew = int(settings["certificate_days"]), int(settings["certificate_renew_days"])
-    if not 0 < days <= LONGEST_DAYS:
-        return [f"{host}: image_registry_certificate_days is {days}; write 1 to {LONGEST_DAYS}, e.g. 825"]
-    if not 0 <= renew < days:
+    if renew >= days:
         return [
             f"{host}: image_registry_certificate_renew_days is {renew}, and image_registry_certificate_days {days}: "
             f"every run would make a certificate; write less than {days}, e.g. {days // 9}"
-        ]
-    return []
-
-
-def _certificate_problems(certificate: str, key: str, address: str, host: str) -> list[str]:
-    """Find what would keep clients from believing the site's own certificate."""
-    variable = f"{host}: image_registry_tls_certificate is {certificate!r}"
-    try:
-        first = x509.load_pem_x509_certificates(Path(certificate).read_bytes())[0]
-    except (ValueError, OSError, IndexError):
-        return [f"{variable}, which holds no certificate; write a PEM file: the registry's certificate, then its chain"]
-    problems = []
-    try:
-        alternatives = first.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        names = [name.lower() for name in alternatives.get_values_for_type(x509.DNSName)]
-        names += [str(ip) for ip in alternatives.get_values_for_type(x509.IPAddress)]
-    except x509.ExtensionNotFound:
-        names = []
-    wanted = {address.lower()} if _ip(address) else {address.lower(), "*." + address.lower().partition(".")[2]}
-    if not wanted & set(names):
-        problems.append(
-            f"{variable}, which is for {', '.join(sorted(names)) or 'no name'}, not for {address}; write one that has "
-            "image_registry_address among its alternative names"
-        )
-    end = first.not_valid_after_utc
-    if end < datetime.now(UTC):
-        problems.append(f"{variable}, which was valid until {end:%Y-%m-%d}; write one that is valid")
-    try:
-        private = load_pem_private_key(Path(key).read_bytes(), password=None)
-    except (ValueError, TypeError, OSError):
-        return [
-            *problems,
-            f"{host}: image_registry_tls_key is {key!r}, which holds no private key without a password; write a PEM "
-            "file with the certificate's key",
-        ]
-    form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    if private.public_key().public_bytes(*form) != first.public_key().public_bytes(*form):
-        problems.append(f"{host}: image_registry_tls_key is {key!r}, which is not the key of {certificate!r}")
-    return problems
-
-
-def _authority_problems(authority: str, host: str) -> list[str]:
-    if not authority:
-        return []
-    try:
-        x509.load_pem_x509_certificates(Path(authority).read_bytes())
-    except (ValueError, OSError):
-        return [
-            f"{host}: image_registry_tls_authority is {authority!r}, which holds no certificate; write a PEM file with "
-            "the authority, or leave it empty when everybody trusts it"
         ]
     return []
 
@@ -176,8 +98,8 @@ def image_registry_user_problems(users: Any, host: str) -> list[str]:
     """Find what is wrong in ``image_registry_users``. A problem never tells a password."""
     if isinstance(users, (str, Mapping)) or not isinstance(users, Sequence) or not users:
         return [
-            f"{host}: image_registry_users (value hidden) is not a list of users; write a list of {{name, password}}, at "
-            "least one, with passwords from the vault"
+            f"{host}: image_registry_users (value hidden) is not a list of users; write a list of {{name, password}}, "
+            "at least one, with passwords from the vault"
         ]
     problems: list[str] = []
     seen: dict[str, str] = {}
