@@ -122,7 +122,7 @@ down: tools known-site ## stop everything, keep all data (FORCE=yes: even runnin
 	@$(PLAYBOOK) ansible/down.yml $(if $(filter yes,$(FORCE)),-e clearml_agent_force_restart=true) $(ARGS)
 
 .PHONY: destroy
-destroy: tools known-site ## remove containers, settings and data after asking (CONFIRM=yes: without)
+destroy: tools known-site ## show what goes and what stays, ask, remove containers, settings and data (CONFIRM=yes: without asking)
 	@$(PLAYBOOK) ansible/destroy.yml $(if $(CONFIRM),-e destroy_confirm=$(CONFIRM)) $(ARGS)
 	rm -f $(SITE_FILE)
 

@@ -80,6 +80,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from watchdog import Watchdog
+
 DAY = 86400
 NAMES = ("dvc", "clearml", "sdk")
 OWN = ".trainyard-pruner"
@@ -468,6 +470,7 @@ class Pruner:
         self.failures = 0
         self._told: dict[str, str] = {}
         self._acting = self._ending = False
+        self._watchdog = Watchdog(patience(settings), "the pruner")
 
     # Passes
 
@@ -475,6 +478,7 @@ class Pruner:
         """Make passes until SIGTERM."""
         dry = ", dry run" if self.settings.dry_run else ""
         self._say(f"pruner of node {self.settings.node}: a pass every {self.settings.interval} s{dry}")
+        self._watchdog.start()
         while True:
             self.run_pass()
             time.sleep(self.settings.interval)
@@ -482,6 +486,7 @@ class Pruner:
     def run_pass(self) -> bool:
         """Bring every cache within its limits; answers whether all worked, also when not all could be freed."""
         begun, self.failures = time.time(), 0
+        self._watchdog.beat()
         self.caches, self.objects, self.known, self.missing, self.blocked = {}, {}, set(), {}, set()
         try:
             with contextlib.ExitStack() as stack:
@@ -518,6 +523,7 @@ class Pruner:
 
     @contextlib.contextmanager
     def _action(self) -> Iterator[None]:
+        self._watchdog.beat()
         self._acting = True
         try:
             yield
@@ -536,6 +542,7 @@ class Pruner:
         self._say(text)
 
     def _try(self, step: Callable[..., object], *arguments: object) -> None:
+        self._watchdog.beat()
         try:
             step(*arguments)
         except OSError as error:
@@ -1120,13 +1127,18 @@ def write(path: Path, text: str) -> None:
     fresh.replace(path)
 
 
+def patience(settings: Settings) -> float:
+    """Return after how many seconds without progress the pruner is unhealthy, and ends itself."""
+    return 5.0 * settings.interval + 3600
+
+
 def healthy(settings: Settings) -> bool:
     """Tell whether passes come; one over millions of files takes its time."""
     try:
         age = time.time() - (settings.state / "pruner.prom").stat().st_mtime
     except OSError:
         return False
-    return age < 5 * settings.interval + 3600
+    return age < patience(settings)
 
 
 def main(argv: list[str] | None = None) -> int:

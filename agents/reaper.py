@@ -52,22 +52,13 @@ passes in a row; any other waits two passes more for each live worker before its
 before it do not.  A node without a live worker settles nothing.  Time in which the server was out of reach does not
 count: after an outage agents need a while to come back.
 
-How an experiment gets back into its queue (clearml-server 2.3, apiserver/bll/task/utils.py and task_operations.py)
--------------------------------------------------------------------------------------------------------------------
-``tasks.enqueue`` accepts the statuses created, stopped, failed, and queued (one that waits already is refused); not
-in_progress, completed, closed, publishing, published, unless forced.  ``tasks.stopped`` accepts in_progress, queued,
-failed, closed, stopped; ``tasks.failed`` accepts in_progress, stopped, closed, failed.  So an experiment goes through
-``tasks.stopped``, ``tasks.enqueue`` and ``queues.move_task_to_front`` without force: one that was completed meanwhile
-is refused.  (The upstream Kubernetes agent calls ``tasks.stop`` by force, then ``tasks.enqueue``.)
+How an experiment gets back into its queue
+------------------------------------------
+settle.py, the same for worker and reaper. An experiment that another settler stopped for this and did not put back, and
+one that a worker pulled and never started, are settled too, whoever left them: the server's state says what is left.
 
-``tasks.reset`` is neither needed nor wanted: it deletes artifacts, output models, console, scalars, and forgets the
-queue.  Without it the next run is what *Enqueue* on an aborted experiment is: settings, artifacts and scalars stay, and
-the SDK counts iterations on from the last one reported (unless the script says ``continue_last_task=0``).
-
-How often an experiment was put back is kept in its ``runtime`` as ``trainyard_requeues``: agent and SDK add to that and
-keep the rest; a reset, which is a new start, clears it, and a clone does not inherit it.  The official server's
-``workers.unregister`` knows only the workers of the caller's own account: another node's dead worker leaves its list by
-itself, after 10 minutes.
+The official server's ``workers.unregister`` knows only the workers of the caller's own account: another node's dead
+worker leaves its list by itself, after 10 minutes.
 """
 
 from __future__ import annotations
@@ -93,12 +84,12 @@ from types import FrameType
 from typing import Any
 
 import requests
+import settle
+from watchdog import Watchdog
 
 Json = dict[str, Any]
 
 DAY = 86400
-REQUEUES = "trainyard_requeues"
-STOPPED_FOR = "stopped to be put back into its queue"
 ALIVE = ("running", "restarting", "paused")
 JOBS = ("orphans", "tasks", "images")
 # Old endpoints all, so that older servers answer too.
@@ -107,6 +98,7 @@ COUNTERS = {
     "orphans_removed_total": "Experiment containers without a worker, or left over, that were removed.",
     'tasks_settled_total{how="requeue"}': "Experiments of dead workers that were settled.",
     'tasks_settled_total{how="fail"}': "",
+    'tasks_settled_total{how="stop"}': "",
     "workers_unregistered_total": "Dead workers that were taken off the server's list.",
     "images_removed_total": "Images that were removed.",
     "image_bytes_freed_total": "Bytes that Docker's disk had more after images were removed.",
@@ -118,7 +110,7 @@ class ReaperError(Exception):
     """Something did not work, said in words for the log."""
 
 
-class RefusedError(ReaperError):
+class RefusedError(ReaperError, settle.RefusedError):
     """The server answered, and said no."""
 
 
@@ -199,7 +191,6 @@ class Memory:
         orphans: when each container without a worker was first seen so.
         dead: passes in a row in which a task was found dead, by task and its last sign of life.
         silent: the same of workers.
-        unfinished: tasks that were stopped and not yet put back, with their queue, reason and number of requeues.
         counters: of ``reaper.prom``.
     """
 
@@ -210,7 +201,6 @@ class Memory:
     orphans: dict[str, float] = field(default_factory=dict)
     dead: dict[str, int] = field(default_factory=dict)
     silent: dict[str, int] = field(default_factory=dict)
-    unfinished: dict[str, Json] = field(default_factory=dict)
     counters: dict[str, float] = field(default_factory=dict)
 
     def forget_server(self) -> None:
@@ -312,7 +302,8 @@ class Disk:
 class Api:
     """The server, with the node's account."""
 
-    def __init__(self, config: Path) -> None:
+    def __init__(self, config: Path, name: str = "reaper") -> None:
+        self._name = name
         try:  # the agent brings its own pyhocon
             hocon = importlib.import_module("clearml_agent.external.pyhocon")
         except ImportError:
@@ -340,21 +331,25 @@ class Api:
         """
         return self._post(endpoint, json=arguments)
 
-    def log(self, task: str, worker: str, text: str) -> None:
+    def log(self, task: str, text: str) -> None:
         """Write a line to a task's console."""
-        event: Json = {"type": "log", "task": task, "level": "warning", "worker": worker, "msg": text + "\n"}
+        event: Json = {"type": "log", "task": task, "level": "warning", "worker": self._name, "msg": text + "\n"}
         event["timestamp"] = int(time.time() * 1000)
         self._post("events.add_batch", data=json.dumps(event), headers={"Content-Type": "application/json-lines"})
 
-    def running(self) -> list[Json]:
-        """List the tasks that run, by whatever they were started."""
+    def unsettled(self) -> list[Json]:
+        """List the tasks that run or wait, whatever started them, and those that were stopped to be put back."""
+        put_back = {"status": ["stopped"], f"runtime.{settle.PUT_BACK}": "yes"}
+        return [*self._tasks(status=["in_progress", "queued"]), *filter(settle.is_half_done, self._tasks(**put_back))]
+
+    def _tasks(self, **filters: Any) -> list[Json]:
         names = ["id", "name", "status", "started", "last_update", "last_worker", "last_worker_report", "system_tags"]
-        names += ["execution.queue"]
+        names += ["execution.queue", "status_message", "status_reason", "runtime"]
         found: list[Json] = []
         for page in range(1000):
             tasks = self.call(
                 "tasks.get_all",
-                status=["in_progress"],
+                **filters,
                 only_fields=names,
                 search_hidden=True,
                 order_by=["created"],
@@ -365,6 +360,11 @@ class Api:
             if len(tasks) < 500:
                 break
         return found
+
+    def waiting(self) -> set[str]:
+        """Return the tasks that have an entry in a queue."""
+        queues = self.call("queues.get_all", only_fields=["id", "entries"], search_hidden=True)["queues"]
+        return {entry["task"] for queue in queues for entry in queue.get("entries") or ()}
 
     def workers(self) -> dict[str, float]:
         """List all workers with the seconds since each was heard of, by the server's clock."""
@@ -387,7 +387,8 @@ class Api:
             self.time = parsedate_to_datetime(answer.headers["Date"]).timestamp()
         if answer.status_code != 200:
             message = f"{endpoint}: {answer.status_code} {meta.get('result_msg')}"
-            raise (RefusedError if 400 <= answer.status_code < 500 else ReaperError)(message)
+            # 401 and 429 pass: a key that is being rotated, a login that has to wait.
+            raise (RefusedError if answer.status_code in (400, 403, 404) else ReaperError)(message)
         return dict(data)
 
 
@@ -411,6 +412,7 @@ class Reaper:
         self._failing: dict[str, str] = {}
         self._failures = 0
         self._would: set[str] = set()
+        self._watchdog = Watchdog(patience(settings), "the reaper")
 
     # Passes
 
@@ -418,6 +420,7 @@ class Reaper:
         """Make passes until SIGTERM."""
         dry = ", dry run" if self.settings.dry_run else ""
         self._say(f"reaper of node {self.settings.node}: a pass every {self.settings.interval} s{dry}")
+        self._watchdog.start()
         while True:
             self.run_pass()
             time.sleep(self.settings.interval)
@@ -434,6 +437,7 @@ class Reaper:
         jobs = zip(JOBS, (self.remove_orphans, self.settle_dead, self.remove_images), strict=True)
         try:
             for name, job in jobs:
+                self._watchdog.beat()
                 self._isolated(name, job)
         finally:
             self.memory.last_pass = time.time()
@@ -480,6 +484,7 @@ class Reaper:
             yield False
             return
         self._acting = True
+        self._watchdog.beat()
         try:
             yield True
         finally:
@@ -551,12 +556,15 @@ class Reaper:
         mine = [c for c in found if c.owner and self._mine(c.owner)]
         without = {c.id for c in mine if c.owner not in alive}
         self.memory.orphans = {id_: self.memory.orphans.get(id_, now) for id_ in without}
+        # A worker keeps the container, which has the exit status, until the server knows the end.
+        since = self.memory.watching_since
+        reached = since is not None and now - since >= self.settings.orphan_seconds
         for container in mine:
             away = now - self.memory.orphans.get(container.id, now)
             if container.id in without and away >= self.settings.orphan_seconds:
                 state = "stopped" if any(c.worker == container.owner for c in found) else "gone"
                 self._remove(container, f"its worker {container.owner} is {state}")
-            elif container.status not in ALIVE and now - seconds_of(container.since) > DAY:
+            elif container.status not in ALIVE and now - seconds_of(container.since) > DAY and reached:
                 self._remove(container, f"{container.status} for more than a day")
 
     def _remove(self, container: Container, why: str) -> None:
@@ -585,8 +593,9 @@ class Reaper:
         """Settle the experiments of dead workers, and take these off the server's list."""
         try:
             own = self._own_workers(containers())
-            api = Api(self.settings.config)
-            tasks, ages = api.running(), api.workers()
+            api = Api(self.settings.config, self._me)
+            tasks, ages = api.unsettled(), api.workers()
+            waiting = api.waiting() if any(task["status"] == "queued" for task in tasks) else set()
         except Exception:
             self.memory.forget_server()
             raise
@@ -594,14 +603,12 @@ class Reaper:
         if self.memory.watching_since is None:
             self.memory.watching_since = now
         watched = now - self.memory.watching_since
-        dead = [task for task in tasks if self._is_dead(api, task, ages, watched)]
+        dead = [task for task in tasks if self._is_dead(api, task, ages, watched, waiting)]
         silent = {worker for worker, age in ages.items() if min(age, watched) >= self.settings.dead_seconds}
-        marks = [f"{task['id']} {task['last_worker']} {task['last_update']}" for task in dead]
+        marks = [f"{task['id']} {task['status']} {task.get('last_worker')} {task['last_update']}" for task in dead]
         self.memory.dead = {mark: self.memory.dead.get(mark, 0) + 1 for mark in marks}
         self.memory.silent = {worker: self.memory.silent.get(worker, 0) + 1 for worker in silent}
 
-        for id_, unfinished in list(self.memory.unfinished.items()):
-            self._try(self._finish, api, id_, unfinished)
         live = {worker for worker, age in ages.items() if age < self.settings.dead_seconds}
         if not own & live:
             return
@@ -610,7 +617,8 @@ class Reaper:
         due = [task for task, mark in zip(dead, marks, strict=True) if self.memory.dead[mark] >= turn]
         for task in due:
             self._try(self._settle, api, task, ages)
-        busy = {task.get("last_worker") for task in tasks} - {task["last_worker"] for task in due}
+        busy = {task.get("last_worker") for task in tasks if task["status"] == "in_progress"}
+        busy -= {task.get("last_worker") for task in due}
         self._unregister(api, {w for w in silent - busy if self.memory.silent[w] >= turn})
 
     def _try(self, step: Callable[..., object], *arguments: Any) -> None:
@@ -619,94 +627,52 @@ class Reaper:
         except ReaperError as error:
             self._fail("tasks", error)
 
-    def _is_dead(self, api: Api, task: Json, ages: dict[str, float], watched: float) -> bool:
-        """Tell whether a queue gave the task to a worker, and both are silent for long."""
+    def _is_dead(self, api: Api, task: Json, ages: dict[str, float], watched: float, waiting: set[str]) -> bool:
+        """Return whether nobody runs the task or will: its worker is dead, or it is between two states for long."""
+        if settle.is_half_done(task):
+            return True  # two passes in a row: who began this has gone away
+        quiet = api.time - seconds_of(task.get("last_update"))
+        if task["status"] == "queued":  # pulled, and not started; workers need moments for that
+            return task["id"] not in waiting and min(quiet, watched) >= self.settings.dead_seconds
         worker = task.get("last_worker")
-        if not worker or not (task.get("execution") or {}).get("queue"):
+        if not worker or not settle.queue_of(task):
             return False
         # Somebody continues at his desk what a worker once ran: the worker did not report since this start.
         report = seconds_of(task.get("last_worker_report"))
         if report < seconds_of(task.get("started")) or "development" in (task.get("system_tags") or ()):
             return False
-        quiet = api.time - seconds_of(task.get("last_update"))
         return min(ages.get(worker, quiet), quiet, watched) >= self.settings.dead_seconds
 
     def _settle(self, api: Api, seen: Json, ages: dict[str, float]) -> None:
-        id_, worker = seen["id"], seen["last_worker"]
-        task = api.call("tasks.get_by_id", task=id_)["task"]
-        if any(task.get(name) != seen.get(name) for name in ("status", "last_worker", "last_update")):
-            return  # it moved on
-        quiet = api.time - seconds_of(task["last_update"])
-        last = f"silent for {ages[worker]:.0f} s" if worker in ages else "not listed any more"
-        why = f"its worker {worker} is {last}, the experiment for {quiet:.0f} s"
-        count = int((task.get("runtime") or {}).get(REQUEUES, 0))
-        name = f"the experiment {id_} ({task.get('name')})"
-        if self.settings.settle == "requeue" and count < self.settings.max_requeues:
-            with self._action(f"put {name} back into its queue: its worker {worker} is dead") as act:
-                if not act:
-                    return
-                api.call("tasks.edit_runtime", task=id_, force=True, add_or_update={REQUEUES: count + 1}, remove=[])
-                # Kept on disk first: an experiment that was stopped for this must not stay so, whatever ends here.
-                unfinished = {"queue": task["execution"]["queue"], "why": why, "number": count + 1}
-                self.memory.unfinished[id_] = unfinished
-                with contextlib.suppress(OSError):  # a full disk: the end of the pass tells it
-                    self._save()
-                try:
-                    api.call("tasks.stopped", task=id_, status_reason=self._signed(why), status_message=STOPPED_FOR)
-                except RefusedError:
-                    self.memory.unfinished.pop(id_)  # it ended, or was stopped by somebody else, in this moment
-                    raise
-                self._put_back(api, id_, **unfinished)
-            return
-        if self.settings.settle == "requeue":
-            why += f"; it was put back {count} time(s) already"
-        with self._action(f"fail {name}: its worker {worker} is dead") as act:
-            if act:
-                self._mark_failed(api, id_, why)
+        def unchanged(task: Json) -> bool:
+            return all(task.get(name) == seen.get(name) for name in ("status", "last_worker", "last_update"))
 
-    def _finish(self, api: Api, task: str, unfinished: Json) -> None:
-        """Put back a task that an earlier pass stopped for this, when it got no further."""
-        with self._action(f"put the experiment {task} back into its queue, which was begun before") as act:
+        id_, worker = seen["id"], seen.get("last_worker")
+        quiet = api.time - seconds_of(seen["last_update"])
+        if seen["status"] == "in_progress":
+            last = f"silent for {ages[worker]:.0f} s" if worker in ages else "not listed any more"
+            why = f"its worker {worker} is {last}, the experiment for {quiet:.0f} s"
+        elif seen["status"] == "queued":
+            why = f"a worker took it from its queue {quiet:.0f} s ago and never started it"
+        else:
+            why = "it was stopped to be put back into its queue, which did not happen"
+        policy = settle.Policy(self.settings.settle == "requeue", self.settings.max_requeues)
+        with self._action(f"settle the experiment {id_} ({seen.get('name')}), last run by {worker}") as act:
             if not act:
                 return
-            try:
-                now = api.call("tasks.get_by_id", task=task)["task"]
-                if (now["status"], now.get("status_message")) == ("stopped", STOPPED_FOR):
-                    self._put_back(api, task, **unfinished)
-            except RefusedError:
-                self.memory.unfinished.pop(task, None)  # deleted
-                raise
-            self.memory.unfinished.pop(task, None)
-
-    def _put_back(self, api: Api, task: str, queue: str, why: str, number: int) -> None:
-        reason = self._signed(why)
-        try:
-            api.call("tasks.enqueue", task=task, queue=queue, status_reason=reason)
-        except RefusedError as error:
-            self._mark_failed(api, task, f"{why}; it cannot go back into its queue: {error}")
-            self.memory.unfinished.pop(task)
-            return
-        self.memory.unfinished.pop(task)
-        with contextlib.suppress(RefusedError):  # a worker was faster
-            api.call("queues.move_task_to_front", queue=queue, task=task)
-        self._count('tasks_settled_total{how="requeue"}')
-        times = f"time {number} of at most {self.settings.max_requeues}"
-        self._say(f"put the experiment {task} back in front of its queue ({times}): {why}")
-        api.log(task, self._me, f"{reason}: put back in front of its queue ({times})")
-
-    def _mark_failed(self, api: Api, task: str, why: str) -> None:
-        reason = self._signed(why)
-        api.call("tasks.failed", task=task, status_reason=reason, status_message=reason)
-        self._count('tasks_settled_total{how="fail"}')
-        self._say(f"failed the experiment {task}: {why}")
-        api.log(task, self._me, f"{reason}: marked failed")
+            outcome = settle.settle(api, id_, why=why, policy=policy, sign=f"[{self._me}]", lost=unchanged)
+        if outcome.how == "requeue":
+            times = f"time {outcome.number} of at most {self.settings.max_requeues}"
+            self._say(f"put the experiment {id_} back in front of its queue ({times}): {outcome.why}")
+        elif outcome.how in ("fail", "stop"):
+            done = {"fail": "failed", "stop": "stopped"}[outcome.how]
+            self._say(f"{done} the experiment {id_}: {outcome.why}")
+        if outcome.how != "none":
+            self._count(f'tasks_settled_total{{how="{outcome.how}"}}')
 
     @property
     def _me(self) -> str:
         return f"reaper:{self.settings.node}"
-
-    def _signed(self, why: str) -> str:
-        return f"[{self._me}] {why}"
 
     def _unregister(self, api: Api, workers: set[str]) -> None:
         asked = []
@@ -806,13 +772,18 @@ class Reaper:
         self._count("image_bytes_freed_total", max(0, self.disk.free() - before))
 
 
+def patience(settings: Settings) -> float:
+    """Return after how many seconds without progress the reaper is unhealthy, and ends itself."""
+    return 5.0 * settings.interval + 300
+
+
 def healthy(settings: Settings) -> bool:
     """Tell whether passes come, whatever their jobs say."""
     try:
         age = time.time() - (settings.state / "reaper.prom").stat().st_mtime
     except OSError:
         return False
-    return age < 5 * settings.interval + 300
+    return age < patience(settings)
 
 
 def main(argv: list[str] | None = None) -> int:

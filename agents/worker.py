@@ -11,7 +11,12 @@ adoption
     console, abort, end. An experiment that ended meanwhile is settled by its container's exit status. For this,
     containers of experiments are not removed by Docker but by the worker.
 settling
-    An experiment that died with its worker, by a reboot say, goes back to its queue or fails (reaper.py).
+    An experiment that died with its worker, by a reboot say, goes back to its queue or fails (settle.py). Its container
+    and the record of it go only when the server knows its fate; while the server is away the worker waits, and pulls
+    nothing else.
+watchdog
+    A worker that hangs ends itself (watchdog.py); Docker starts it again, and it goes on with its experiment. A server
+    that is away is not a reason, nor is an experiment that runs for days.
 refusal
     An experiment that asks for an image or for arguments of docker run that the site does not allow fails, and its
     console says why (policy.py). The command is made here, not by clearml-agent, which leaves arguments out in silence:
@@ -29,6 +34,7 @@ Environment:
 TRAINYARD_STATE             the worker's state folder, /var/lib/trainyard
 TRAINYARD_LOST              requeue (default) or fail: what becomes of an experiment that died with its worker
 TRAINYARD_MAX_REQUEUES      how often an experiment goes back before it fails, 2
+TRAINYARD_WATCHDOG_SECONDS  how long the worker may make no progress before it ends itself, 1800
 TRAINYARD_SERVICES_LIMIT    experiments at once in services mode, 0: as many as come
 TRAINYARD_TASK_ARGUMENTS    arguments of docker run that this worker's experiments get besides those of clearml.conf
 
@@ -47,22 +53,28 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import policy
-import reaper
+import settle
 from clearml_agent.commands import worker as upstream
 from clearml_agent.errors import Sigterm
 from clearml_agent.helper.process import Argv, ExitStatus
 from clearml_agent.helper.resource_monitor import ResourceMonitor
+from urllib3.connectionpool import HTTPConnectionPool
+from watchdog import Watchdog
 
 STATE = Path(os.environ.get("TRAINYARD_STATE", "/var/lib/trainyard"))
 LOST = os.environ.get("TRAINYARD_LOST") or "requeue"
 MAX_REQUEUES = int(os.environ.get("TRAINYARD_MAX_REQUEUES") or 2)
+PATIENCE = float(os.environ.get("TRAINYARD_WATCHDOG_SECONDS") or 1800)
+WATCHDOG = Watchdog(PATIENCE, "the worker")
+WATCHER = Watchdog(PATIENCE, "the worker's look after its experiment")
 SERVICES_LIMIT = int(os.environ.get("TRAINYARD_SERVICES_LIMIT") or 0)
 # Files in the state folder.
 DRAIN, RECORD = STATE / "drain", STATE / "task.json"
@@ -80,6 +92,12 @@ LOOK_SECONDS = 2.0
 OWNER_LOOK_SECONDS = 30.0
 # From which silence on the daemon has another socket by now.
 DAEMON_SECONDS = 30.0
+# Between two tries of what must not be left undone.
+RETRY_SECONDS = 5.0
+# How often the server may say no to a settlement before the worker leaves it to the reapers.
+REFUSALS = 5
+
+T = TypeVar("T")
 
 
 class RefusedError(Exception):
@@ -109,23 +127,90 @@ def docker(*words: str) -> str:
     return subprocess.run(["docker", *words], check=True, capture_output=True, text=True, timeout=120).stdout
 
 
+class ServerRefusedError(settle.RefusedError, OSError):
+    """The server answered, and said no."""
+
+
 def call(worker: upstream.Worker, service: str, action: str, **arguments: object) -> dict[str, Any]:
     """Ask the server as the agent does.
 
     Raises:
-        OSError: the server refused, or sent no answer.
+        ServerRefusedError: the server said no.
+        OSError: the server sent no answer, or had a fault.
     """
     result = worker._session.send_request(service, action, json=arguments, method="post")
     if not result.ok:
-        raise OSError(f"{service}.{action}: {result.status_code} {result.text[:300]}")
+        # 401 and 429 pass: a key that is being rotated, a login that has to wait.
+        error = ServerRefusedError if result.status_code in (400, 403, 404) else OSError
+        raise error(f"{service}.{action}: {result.status_code} {result.text[:300]}")
     return dict(result.json()["data"])
+
+
+class Server:
+    """The API, as settle.py wants it."""
+
+    def __init__(self, worker: upstream.Worker) -> None:
+        self._worker = worker
+
+    def call(self, endpoint: str, /, **arguments: Any) -> dict[str, Any]:
+        """Call an endpoint and return its data.
+
+        Raises:
+            ServerRefusedError: the server said no.
+            OSError: there was no answer.
+        """
+        service, action = endpoint.split(".")
+        return call(self._worker, service, action, **arguments)
+
+    def log(self, task: str, text: str) -> None:
+        """Write a line to an experiment's console."""
+        self._worker.send_logs(task, [text + "\n"], level="WARNING")
 
 
 def get_task(worker: upstream.Worker, task: str) -> dict[str, Any]:
     """Return what the server knows of an experiment; empty when it knows none."""
-    fields = ["id", "status", "status_message", "started", "last_worker", "execution.queue"]
+    fields = ["id", "status", "started", "last_worker", "last_worker_report", "execution.queue"]
     found = call(worker, "tasks", "get_all", id=[task], only_fields=fields, search_hidden=True)["tasks"]
     return dict(found[0]) if found else {}
+
+
+def is_own(worker: upstream.Worker, known: dict[str, Any]) -> bool:
+    """Return whether an experiment that this worker pulled, or whose container it has, is still this worker's."""
+    last, own = known.get("last_worker"), worker.worker_id
+    if known.get("status") == "queued" or last in (None, "", own, f"{own}:service:{known['id']}"):
+        return True
+    # Whoever ran it before was the last to report: nobody has since this start.
+    return (known.get("last_worker_report") or "") < (known.get("started") or "")
+
+
+def until_done(what: str, step: Callable[[], T]) -> T | None:
+    """Do what must not be left undone, again and again while the server or Docker is away.
+
+    Ends the process when Docker does not answer for long: its socket may be another one by now, which only a container
+    that is started again sees. The record stays, so the next process goes on.
+
+    Returns:
+        What ``step`` returned; None when the server keeps saying no.
+    """
+    refusals, failures = 0, 0
+    while True:
+        WATCHDOG.beat()
+        try:
+            return step()
+        except ServerRefusedError as error:
+            refusals += 1
+            print(f"{what}: the server refuses it ({error})", flush=True)
+            if refusals >= REFUSALS:
+                print(f"{what}: given up after {refusals} refusals", flush=True)
+                return None
+        except (OSError, subprocess.SubprocessError) as error:
+            failures = failures + 1 if isinstance(error, subprocess.SubprocessError) else 0
+            reason = getattr(error, "stderr", None) or error
+            print(f"{what}: not possible yet, tried again in {RETRY_SECONDS:.0f} s ({reason})", flush=True)
+            if failures * RETRY_SECONDS >= DAEMON_SECONDS:
+                print(f"{what}: Docker fails for {DAEMON_SECONDS:.0f} s, the worker is started again", flush=True)
+                os._exit(1)
+        time.sleep(RETRY_SECONDS)
 
 
 # ---------------------------------------------------------------- drain, and whether to pull at all
@@ -152,7 +237,8 @@ def stop_services(worker: upstream.Worker) -> None:
         container, _, name = line.partition(" ")
         match = CONTAINER_NAME.match(name)
         if match:
-            call(worker, "tasks", "stopped", task=match[1], force=True, status_reason="its worker was stopped")
+            stopped = partial(call, worker, "tasks", "stopped", task=match[1], force=True)
+            until_done(f"stop experiment {match[1]}", partial(stopped, status_reason="its worker was stopped"))
         docker("rm", "--force", "--volumes", container)
 
 
@@ -162,6 +248,7 @@ pull = upstream.get_next_task
 def next_task(session: object, queue: str, get_task_info: bool = False) -> dict[str, Any]:
     """Ask a queue for an experiment, unless the worker may have none; takes the place of clearml-agent's own."""
     worker = Current.worker
+    WATCHDOG.beat()
     if worker is None:  # cannot be: run_tasks_loop sets it
         return {}
     if Current.interrupted:
@@ -187,6 +274,11 @@ def record(task: str, queue: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     Path(name).replace(RECORD)
+    folder = os.open(STATE, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # or the name is lost with the power
+    finally:
+        os.close(folder)
 
 
 def recorded() -> dict[str, str]:
@@ -213,6 +305,7 @@ def watch() -> None:
     looked = time.monotonic()
     while True:
         time.sleep(LOOK_SECONDS)
+        WATCHER.beat()
         worker, task = Current.worker, Current.task
         if worker is None or not task:
             looked = time.monotonic()
@@ -252,14 +345,34 @@ def containers(worker: upstream.Worker, *, running: bool = False) -> list[tuple[
 
 @contextmanager
 def holding(worker: upstream.Worker, task: str) -> Iterator[None]:
-    """Hold an experiment for as long as this lasts; then it is settled, unless the worker was told to leave."""
+    """Hold an experiment for as long as this lasts; what is left of it goes when the server knows its fate."""
     Current.worker, Current.task, Current.started, Current.taken = worker, task, "", False
     yield
+    if not Current.taken:
+        until_done(f"settle experiment {task}", partial(settle_rest, worker, task))
     Current.task = ""
+    until_done(f"remove the container of experiment {task}", partial(remove_containers, worker, task))
+    RECORD.unlink(missing_ok=True)
+
+
+def settle_rest(worker: upstream.Worker, task: str) -> None:
+    """Settle an experiment that this worker has done with, and of which the server does not know an end."""
+    known = get_task(worker, task)
+    if known.get("status") not in ("queued", "in_progress") or not is_own(worker, known):
+        return
+    if Current.started and known.get("started") != Current.started:
+        return
+    if Current.interrupted:
+        call(worker, "tasks", "stopped", task=task, status_reason="its worker was stopped")
+    else:
+        lose(worker, task, f"worker {worker.worker_id} could not run it to its end")
+
+
+def remove_containers(worker: upstream.Worker, task: str) -> None:
+    """Remove what Docker has of an experiment."""
     for container, found in containers(worker):
         if found == task:
             docker("rm", "--force", "--volumes", container)
-    RECORD.unlink(missing_ok=True)
 
 
 def since(worker: upstream.Worker, task: str) -> str:
@@ -271,34 +384,55 @@ def since(worker: upstream.Worker, task: str) -> str:
 def settle_leftovers(worker: upstream.Worker, queues: list[str]) -> None:
     """Go on with what an earlier process of this worker has left, or bring it to its end."""
     left = recorded()
-    for container, task in containers(worker):
-        state = json.loads(docker("inspect", "--format", "{{json .State}}", container))
-        known = get_task(worker, task)
-        own = known.get("status") == "in_progress" and known.get("last_worker") in (None, "", worker.worker_id)
-        if not own:
-            print(f"experiment {task} is {known.get('status', 'gone')}: its container is removed")
-            docker("rm", "--force", "--volumes", container)
-        elif state["Running"]:
-            with holding(worker, task):
-                Current.started = str(known.get("started") or "")
-                adopt(worker, queues, container, task, left.get("queue") or known["execution"].get("queue"))
-        elif state["ExitCode"] in KILLED and not state["OOMKilled"]:
-            lose(worker, task, known["execution"]["queue"])
-            docker("rm", "--force", "--volumes", container)
-        else:
-            with holding(worker, task):
-                finish(worker, container, task, state["ExitCode"])
+    for container, task in until_done("list the containers", partial(containers, worker)) or []:
+        until_done(f"go on with experiment {task}", partial(settle_container, worker, queues, container, task))
         if left.get("task") == task:
             left = {}
             RECORD.unlink(missing_ok=True)
     if left:
-        known = get_task(worker, left["task"])
-        own = known.get("last_worker") in (None, "", worker.worker_id)
-        if own and known.get("status") in ("queued", "in_progress"):
-            lose(worker, left["task"], left["queue"])
-        elif own and (known.get("status"), known.get("status_message")) == ("stopped", reaper.STOPPED_FOR):
-            put_back(worker, left["task"], left["queue"], "it was begun before")
+        # Pulled, and there is no container of it (any more).
+        why = f"worker {worker.worker_id} went down with it"
+        until_done(f"settle experiment {left['task']}", partial(lose, worker, left["task"], why))
         RECORD.unlink(missing_ok=True)
+
+
+def settle_service(worker: upstream.Worker) -> None:
+    """Settle an experiment that a services worker had pulled when it ended; one that has a container goes on alone."""
+    left = recorded()
+    if not left:
+        return
+    label = f"label=clearml-parent-worker-id={worker.worker_id}"
+    names = until_done(
+        "list the containers", lambda: docker("ps", "--all", "--filter", label, "--format", "{{.Names}}")
+    )
+    if not any(name.startswith(f"clearml-id-{left['task']}-") for name in (names or "").split()):
+        why = f"worker {worker.worker_id} went down before it started"
+        until_done(f"settle experiment {left['task']}", partial(lose, worker, left["task"], why))
+    RECORD.unlink(missing_ok=True)
+
+
+def settle_container(worker: upstream.Worker, queues: list[str], container: str, task: str) -> None:
+    """Go on with an experiment that has a container, or bring it to its end."""
+    state = json.loads(docker("inspect", "--format", "{{json .State}}", container))
+    known = get_task(worker, task)
+    if known.get("status") != "in_progress" or not is_own(worker, known):
+        # Put back by a reaper, aborted, deleted; or it ended, and its container was not removed yet.
+        if (
+            known.get("status") == "stopped"
+        ):  # what somebody began to put back; queued ones may be another worker's by now
+            lose(worker, task, f"worker {worker.worker_id} went down with it")
+        print(f"experiment {task} is {known.get('status', 'gone')}: its container is removed")
+        docker("rm", "--force", "--volumes", container)
+    elif state["Running"]:
+        with holding(worker, task):
+            Current.started = str(known.get("started") or "")
+            adopt(worker, queues, container, task, known["execution"].get("queue"))
+    elif state["ExitCode"] in KILLED and not state["OOMKilled"]:
+        lose(worker, task, f"worker {worker.worker_id} went down with it")
+        docker("rm", "--force", "--volumes", container)
+    else:
+        with holding(worker, task):
+            finish(worker, container, task, state["ExitCode"])
 
 
 def adopt(worker: upstream.Worker, queues: list[str], container: str, task: str, queue: str | None) -> None:
@@ -366,35 +500,17 @@ def finish(worker: upstream.Worker, container: str, task: str, status: int) -> N
     worker.handle_task_termination(task, status, upstream.TaskStopReason.no_stop, session=worker._session)
 
 
-def lose(worker: upstream.Worker, task: str, queue: str) -> None:
-    """Settle an experiment that died with its worker, by the calls that reaper.py explains."""
-    why = f"worker {worker.worker_id} went down with it"
-    runtime = call(worker, "tasks", "get_by_id", task=task)["task"].get("runtime") or {}
-    count = int(runtime.get(reaper.REQUEUES, 0))
-    if LOST == "requeue" and count < MAX_REQUEUES:
-        times = f"time {count + 1} of at most {MAX_REQUEUES}"
-        worker.send_logs(task, [f"{why}: it goes back to the front of its queue ({times})\n"], level="WARNING")
-        call(
-            worker,
-            "tasks",
-            "edit_runtime",
-            task=task,
-            force=True,
-            add_or_update={reaper.REQUEUES: count + 1},
-            remove=[],
-        )
-        call(worker, "tasks", "stopped", task=task, status_reason=why, status_message=reaper.STOPPED_FOR)
-        put_back(worker, task, queue, why)
-    else:
-        worker.send_logs(task, [f"{why}: it has failed\n"], level="ERROR")
-        call(worker, "tasks", "failed", task=task, status_reason=why, status_message=why)
-    print(f"experiment {task}: {why}")
+def lose(worker: upstream.Worker, task: str, why: str) -> None:
+    """Settle an experiment that this worker had and that nobody runs now; one that is somebody's is left alone.
 
-
-def put_back(worker: upstream.Worker, task: str, queue: str, why: str) -> None:
-    """Put a stopped experiment in front of its queue."""
-    call(worker, "tasks", "enqueue", task=task, queue=queue, status_reason=why)
-    call(worker, "queues", "move_task_to_front", task=task, queue=queue)
+    Raises:
+        ServerRefusedError: the server said no.
+        OSError: there was no answer.
+    """
+    policy_ = settle.Policy(LOST == "requeue", MAX_REQUEUES)
+    outcome = settle.settle(Server(worker), task, why=why, policy=policy_, lost=partial(is_own, worker))
+    if outcome.how != "none":
+        print(f"experiment {task}: {outcome.why} ({outcome.how})", flush=True)
 
 
 # ---------------------------------------------------------------- clearml-agent's own, with the above
@@ -430,7 +546,11 @@ class Worker(upstream.Worker):  # type: ignore[misc]
     def run_tasks_loop(self, queues: list[str], *words: Any, **options: Any) -> None:
         """Settle what is left, then pull and run."""
         Current.worker, Current.task = self, ""
-        if not self._services_mode:
+        WATCHDOG.start()
+        WATCHER.start()
+        if self._services_mode:
+            settle_service(self)
+        else:
             settle_leftovers(self, queues)
         try:
             super().run_tasks_loop(queues, *words, **options)
@@ -439,16 +559,30 @@ class Worker(upstream.Worker):  # type: ignore[misc]
                 stop_services(self)
             raise
 
+    def get_worker_properties(self, queue_ids: list[str]) -> Any:
+        """Return what the server says of the queues; asked in each round, also while all of them are paused."""
+        WATCHDOG.beat()
+        return super().get_worker_properties(queue_ids)
+
     def run_one_task(self, queue: str, task_id: str, *words: Any, **options: Any) -> int | None:
         """Run an experiment that was pulled, in a container that outlives this process."""
-        if self.refuse(task_id) or self.refuse_image(task_id):
+        refused = until_done(f"check experiment {task_id}", partial(self.refused, task_id))
+        if refused is None:  # the server does not let us look: it was deleted, say
+            why = f"worker {self.worker_id} could not read it"
+            until_done(f"settle experiment {task_id}", partial(lose, self, task_id, why))
+        if refused is not False:
             RECORD.unlink(missing_ok=True)
             return None
         if self._services_mode:
+            status = self.run_allowed(queue, task_id, *words, **options)
             RECORD.unlink(missing_ok=True)
-            return self.run_allowed(queue, task_id, *words, **options)
+            return status
         with holding(self, task_id):
             return self.run_allowed(queue, task_id, *words, **options)
+
+    def refused(self, task: str) -> bool:
+        """Fail an experiment that must not run here."""
+        return self.refuse(task) or self.refuse_image(task)
 
     def run_allowed(self, queue: str, task_id: str, *words: Any, **options: Any) -> int | None:
         """Run an experiment, or let it fail where the site does not allow its container."""
@@ -553,7 +687,8 @@ class Worker(upstream.Worker):  # type: ignore[misc]
     def fail(self, task: str, reason: str, message: str) -> None:
         """Let an experiment that never ran fail, with a message that its owner reads in the console."""
         self.send_logs(task, [message + "\n"], level="ERROR")
-        call(self, "tasks", "failed", task=task, force=True, status_reason=reason, status_message=message)
+        failed = partial(call, self, "tasks", "failed", task=task, force=True)
+        until_done(f"fail experiment {task}", partial(failed, status_reason=reason, status_message=message))
 
     def handle_task_termination(self, task_id: str, exit_code: int, stop_reason: Any, **options: Any) -> None:
         """Tell the server how an experiment ended, unless another worker runs it now, or it has not ended at all."""
@@ -564,6 +699,28 @@ class Worker(upstream.Worker):  # type: ignore[misc]
                 print(f"Docker went away under experiment {task_id}: the worker starts anew, with it", flush=True)
                 os._exit(1)  # Docker starts it again, with the socket of today; settle_leftovers does the rest
         super().handle_task_termination(task_id, exit_code, stop_reason, **options)
+        if task_id == Current.task or self._services_mode:
+            until_done(
+                f"report the end of experiment {task_id}", partial(self.confirm, task_id, exit_code, stop_reason)
+            )
+
+    def confirm(self, task: str, exit_code: int, stop_reason: Any) -> None:
+        """See that the server knows the end of an experiment; clearml-agent tells it once, and goes on if that fails.
+
+        Raises:
+            OSError: it does not know it yet.
+        """
+        reasons = upstream.TaskStopReason
+        known = get_task(self, task)
+        if known.get("status") != "in_progress" or not is_own(self, known):
+            return
+        if stop_reason in (reasons.no_stop, reasons.stopped):
+            super().handle_task_termination(task, exit_code, stop_reason)
+            if get_task(self, task).get("status") == "in_progress":
+                raise OSError("the server does not have its end")
+        elif stop_reason == reasons.exception:  # clearml-agent reports nothing then
+            why = "the worker could not follow the experiment, and has stopped it"
+            call(self, "tasks", "failed", task=task, status_reason=why, status_message=why)
 
 
 class Literal(upstream.DockerArgsTemplateResolver):  # type: ignore[misc]
@@ -587,6 +744,32 @@ class Sanitizer(upstream.DockerArgsSanitizer):  # type: ignore[misc]
         return [SECRET.sub(r"\1********", word) for word in shown]
 
 
+class StopSignal(upstream.TaskStopSignal):  # type: ignore[misc]
+    """Looked at in every round of the loop that follows an experiment."""
+
+    def test(self) -> Any:
+        """Return whether the experiment is to be stopped."""
+        WATCHDOG.beat()
+        return super().test()
+
+
+def counted(urlopen: Callable[..., T]) -> Callable[..., T]:
+    """Return urllib3's way to send a request so that each try is progress: we do not hang while the server is away.
+
+    clearml-agent tries without end where there is no answer, and where the server answers that it is in maintenance.
+    """
+
+    def send(*words: Any, **options: Any) -> T:
+        thread = threading.current_thread()
+        if thread is threading.main_thread():
+            WATCHDOG.beat()
+        elif thread.name == watch.__name__:
+            WATCHER.beat()
+        return urlopen(*words, **options)
+
+    return send
+
+
 def main() -> int:
     """Run clearml-agent."""
     from clearml_agent import __main__ as program
@@ -594,9 +777,11 @@ def main() -> int:
 
     upstream.get_next_task = next_task
     upstream.DockerArgsTemplateResolver = Literal
+    upstream.TaskStopSignal = StopSignal
+    HTTPConnectionPool.urlopen = counted(HTTPConnectionPool.urlopen)  # type: ignore[method-assign]
     upstream.DockerArgsSanitizer = Sanitizer
     commands.Worker = Worker
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=watch, name=watch.__name__, daemon=True).start()
     return int(program.main() or 0)
 
 

@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import io
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -27,11 +28,14 @@ class BundleError(Exception):
 
 
 def save(archive: Path, version: str, images: list[str]) -> dict[str, object]:
-    """Write the archive; a run that breaks off leaves none.
+    """Write the archive in the place of an older one; a run that breaks off leaves none.
 
     Raises:
-        BundleError: if an image is neither here nor in its registry, or cannot be saved.
+        BundleError: if an image is neither here nor in its registry, or cannot be saved, or if there is something else
+            in the archive's place.
     """
+    if os.path.lexists(archive) and not _is_bundle(archive):
+        raise BundleError(f"{archive} is there, and is not a bundle: write another path, or move it away")
     for image in images:
         if subprocess.run(["docker", "image", "inspect", image], capture_output=True, check=False).returncode:
             pulled = subprocess.run(["docker", "pull", "--quiet", image], capture_output=True, text=True, check=False)
@@ -56,6 +60,16 @@ def save(archive: Path, version: str, images: list[str]) -> dict[str, object]:
             tar.add(stream, IMAGES)
         whole.replace(archive)
     return manifest
+
+
+def _is_bundle(archive: Path) -> bool:
+    """Return whether there is an archive that ``save`` wrote, of whatever images."""
+    try:
+        with tarfile.open(archive) as tar:
+            first = tar.next()
+            return first is not None and first.name == MANIFEST
+    except (OSError, tarfile.TarError):
+        return False
 
 
 def check(archive: Path) -> dict[str, object]:

@@ -46,7 +46,7 @@ POLL_SEC = 1.0
 AGENT_GRACE_SEC = 60.0  # agents that were just started take some seconds to register
 SCALARS = {("loss", "train"), ("loss", "validation"), ("accuracy", "train"), ("accuracy", "validation")}
 ARTIFACTS = {"weights", "classification report"}
-ENDED = {"completed", "published", "closed", "failed", "stopped"}
+ENDED = ("completed", "published", "closed", "failed", "stopped")
 
 
 class VerifyError(Exception):

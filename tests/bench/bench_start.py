@@ -33,6 +33,7 @@ from pyhocon import ConfigFactory
 SCRIPT = 'import time; print("FIRST LINE", time.time(), flush=True)\n'
 LINE = re.compile(r"FIRST LINE ([0-9.]+)")
 TIMEOUT_SEC = 240
+ENDED = ("completed", "published", "closed", "failed", "stopped")
 CA_TARGET = "/etc/trainyard/site-ca.pem"
 
 
@@ -78,7 +79,7 @@ class Site:
                     self._wait_for_end(task)
                     return float(match[1]) - begin
             status = self.api.call("tasks.get_by_id", {"task": task})["task"]["status"]
-            if status in ("failed", "stopped"):
+            if status in ENDED:
                 raise RuntimeError(f"{name}: {status}\n" + "\n".join(event.get("msg", "") for event in events[:40]))
             time.sleep(0.25)
         console = "\n".join(event.get("msg", "") for event in events[:30])
@@ -87,7 +88,7 @@ class Site:
     def _wait_for_end(self, task: str) -> None:
         for _ in range(TIMEOUT_SEC * 2):
             status = self.api.call("tasks.get_by_id", {"task": task})["task"]["status"]
-            if status in ("completed", "failed", "stopped"):
+            if status in ENDED:
                 return
             time.sleep(0.5)
         raise RuntimeError("the experiment does not end")

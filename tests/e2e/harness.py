@@ -7,6 +7,7 @@ Everything is real: the server is the program that is deployed, a worker is `age
 from __future__ import annotations
 
 import base64
+import http.client
 import ipaddress
 import json
 import os
@@ -16,10 +17,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TypeVar
 
@@ -32,6 +35,8 @@ AGENT_IMAGE = os.environ.get("E2E_AGENT_IMAGE", "trainyard/agent:0.1.0")
 TASK_IMAGE = os.environ.get("E2E_TASK_IMAGE", "trainyard/perception:3.11-cpu")
 USER = "admin"
 PROJECT = "tests/end to end"
+# A status of these is an end.
+ENDED = ("completed", "published", "closed", "failed", "stopped")
 
 T = TypeVar("T")
 
@@ -158,6 +163,53 @@ class Server:
 
     def tail(self, lines: int = 60) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+
+class Proxy:
+    """Stands between a worker and the API, and answers in its place with a fault: once to each of ``faults``."""
+
+    def __init__(self, server: Server) -> None:
+        self.faults: list[str] = []
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                endpoint = self.path.partition("?")[0].rsplit("/", 1)[-1]
+                if endpoint in proxy.faults:
+                    proxy.faults.remove(endpoint)
+                    status, kind, answer = 500, "application/json", b'{"meta": {"result_msg": "a fault of the test"}}'
+                else:
+                    status, kind, answer = self.forward(body)
+                self.send_response(status)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            do_POST = do_PUT = do_GET  # noqa: N815
+
+            def forward(self, body: bytes) -> tuple[int, str, bytes]:
+                there = http.client.HTTPConnection(server.address, server.api_port, timeout=60)
+                with closing(there):
+                    dropped = {"host", "connection", "content-length", "transfer-encoding"}
+                    headers = {name: value for name, value in self.headers.items() if name.lower() not in dropped}
+                    there.request(self.command, self.path, body, headers)
+                    answer = there.getresponse()
+                    return answer.status, answer.getheader("Content-Type") or "application/json", answer.read()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer((server.address, 0), Handler)
+        self.url = f"http://{server.address}:{self._server.server_address[1]}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
 
 
 @dataclass
@@ -396,8 +448,8 @@ def wait_for_status(api: ClearmlApi, task: str, status: str, timeout: float) -> 
         seen = get(api, task)
         if seen["status"] == status:
             return seen
-        ended = seen["status"] in {"completed", "failed", "stopped", "published"}
-        assert not ended, f"{seen['status']}, not {status}: {seen.get('status_reason')}\n{console(api, task)}"
+        told = f"{seen['status']}, not {status}: {seen.get('status_reason')}"
+        assert seen["status"] not in ENDED, f"{told}\n{console(api, task)}"
         return None
 
     return wait_for(f"experiment {task} is {status}", look, timeout)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from clearml_api import ClearmlApi
-from harness import Platform, create, enqueue, get, wait_for
+from harness import ENDED, Platform, create, enqueue, get, wait_for
 
 TASKS = 30
 SCRIPT = """
@@ -32,7 +32,7 @@ def test_two_workers_drain_two_queues(platform: Platform, api: ClearmlApi, tmp_p
     every = tasks["high"] + tasks["low"]
     wait_for(
         "all tasks are done",
-        lambda: all(get(api, task)["status"] in {"completed", "failed", "stopped"} for task in every),
+        lambda: all(get(api, task)["status"] in ENDED for task in every),
         300,
         every=2,
     )

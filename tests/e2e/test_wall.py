@@ -13,7 +13,19 @@ from pathlib import Path
 import pytest
 import yaml
 from clearml_api import ClearmlApi
-from harness import ROOT, TASK_IMAGE, Platform, Worker, console, enqueue, get, project_id, wait_for, wait_for_status
+from harness import (
+    ENDED,
+    ROOT,
+    TASK_IMAGE,
+    Platform,
+    Worker,
+    console,
+    enqueue,
+    get,
+    project_id,
+    wait_for,
+    wait_for_status,
+)
 
 QUEUE, SERVICES = "wall", "wall-services"
 DEFAULTS = yaml.safe_load((ROOT / "ansible/roles/clearml_agent/defaults/main.yml").read_text())
@@ -74,7 +86,7 @@ def submit(
 
 def refused(api: ClearmlApi, platform: Platform, task: str, canary: Path) -> str:
     """Wait until an experiment has failed without having run; return its console."""
-    wait_for("it has ended", lambda: get(api, task)["status"] in {"failed", "completed", "stopped"}, 120)
+    wait_for("it has ended", lambda: get(api, task)["status"] in ENDED, 120)
     text = console(api, task)
     assert canary.read_text() not in text, "it has read a file of the host"
     assert platform.server.key not in text, "it has the node's key"
@@ -172,3 +184,19 @@ def test_a_setup_script_that_no_command_can_hold_is_refused(
 ) -> None:
     task = submit(api, digits, QUEUE, script=f"echo {'x' * 140_000}", image=TASK_IMAGE)
     assert "keep it below 128 KiB" in refused(api, platform, task, canary)
+
+
+@pytest.mark.usefixtures("workers")
+def test_an_experiment_gets_the_node_s_key_and_no_more(platform: Platform, api: ClearmlApi, digits: str) -> None:
+    """What docs/security.md lists; the worker's own settings stay with the worker."""
+    script = 'echo "names: $(env | cut -d= -f1 | tr "\\n" " ")"; grep -oE "(access|secret)_key.*" /tmp/clearml.conf'
+    task = submit(api, digits, QUEUE, script=script, image=TASK_IMAGE)
+    wait_for_status(api, task, "completed", 180)
+    text = console(api, task)
+    (line,) = (line for line in text.splitlines() if line.startswith("names: "))
+    ours = {name for name in line.split() if name.startswith(("CLEARML_", "TRAINYARD_", "NVIDIA_", "DOCKER_"))}
+    known = {"AGENT_SKIP_PIP_VENV_INSTALL", "AGENT_SKIP_PYTHON_ENV_INSTALL", "CONFIG_FILE", "DOCKER_IMAGE", "TASK_ID"}
+    assert ours == {f"CLEARML_{name}" for name in {*known, "WORKER_ID"}} | {"TRAINYARD_GPUS", "NVIDIA_VISIBLE_DEVICES"}
+    assert platform.server.key in text
+    assert platform.server.secret in text
+    assert platform.server.password not in text

@@ -11,6 +11,7 @@ from clearml_api import ClearmlApi, Json
 from harness import (
     TASK_IMAGE,
     Platform,
+    Proxy,
     Worker,
     console,
     create,
@@ -111,6 +112,29 @@ def test_an_experiment_that_went_down_with_its_worker_goes_back_to_its_queue(
     ended = wait_for_status_again(api, task)
     assert ended["runtime"]["trainyard_requeues"] == 1
     assert ended["last_worker"] == worker.name
+
+
+def test_a_settlement_that_fails_in_the_middle_is_finished_and_an_end_that_is_not_heard_is_told_again(
+    platform: Platform, api: ClearmlApi, digits: str
+) -> None:
+    queue, proxy = "faults", Proxy(platform.server)
+    address = {"clearml_agent_api_url": proxy.url}
+    worker = platform.add_worker(queue, queue, config=dict(address), CLEARML_AGENT_API_URL=proxy.url)
+    try:
+        task = create(api, "settled in two tries", digits, "train.py", epochs=40)
+        enqueue(api, task, queue)
+        wait_for_epoch(api, task, 3, 120)
+        proxy.faults += ["tasks.enqueue", "tasks.completed"]
+        worker.kill()
+        worker.start()
+        ended = wait_for_status_again(api, task)
+        assert ended["runtime"]["trainyard_requeues"] == 1
+        assert proxy.faults == [], "both calls failed once"
+        wait_for("its container is gone", lambda: not worker.experiments(), 30)
+        wait_for("its record is gone", lambda: not (worker.state / "task.json").exists(), 30)
+    finally:
+        worker.remove()
+        proxy.stop()
 
 
 def wait_for_status_again(api: ClearmlApi, task: str) -> Json:

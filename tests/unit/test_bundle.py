@@ -61,3 +61,21 @@ def test_what_is_no_bundle_is_told(tmp_path: Path, capsys: pytest.CaptureFixture
         archive.write_bytes(content)
     assert bundle.main(["check", str(archive)]) == 1
     assert "cannot be read as a bundle" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"", b"thesis", b"\0" * 10240])
+def test_a_file_of_others_is_not_overwritten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes
+) -> None:
+    archive = tmp_path / "b.tar"
+    archive.write_bytes(content)
+    assert bundle.main(["save", str(archive), "--version", "2.3", "here:1"]) == 1
+    assert f"{archive} is there, and is not a bundle: write another path" in capsys.readouterr().err
+    assert archive.read_bytes() == content
+
+
+def test_an_older_bundle_is_replaced(tmp_path: Path) -> None:
+    archive = tmp_path / "b.tar"
+    assert bundle.main(["save", str(archive), "--version", "2.2", "here:1"]) == 0
+    assert bundle.main(["save", str(archive), "--version", "2.3", "here:1"]) == 0
+    assert bundle.check(archive)["version"] == "2.3"

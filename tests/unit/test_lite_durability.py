@@ -35,11 +35,18 @@ class Process:
             self.api, self.web, self.files = (s.getsockname()[1] for s in (a, b, c))
         self._child: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> float:
+    def start(self, *program: str) -> float:
         """Start it; answers the seconds until all three ports answered."""
         begun = time.monotonic()
         ports = ["--api-port", self.api, "--web-port", self.web, "--files-port", self.files]
-        command = [sys.executable, "-m", "trainyard_lite", "serve", "--host", "127.0.0.1", *map(str, ports)]
+        command = [
+            sys.executable,
+            *(program or ("-m", "trainyard_lite")),
+            "serve",
+            "--host",
+            "127.0.0.1",
+            *map(str, ports),
+        ]
         command += ["--config-dir", str(self.folder / "config"), "--data-dir", str(self.folder / "data")]
         with (self.folder / "log").open("ab") as log:
             self._child = subprocess.Popen(command, stdout=log, stderr=log)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "ansible/plugins/module_utils"))
 
-from trainyard_paths import overlap_problems, path_problem, removal_problem  # noqa: E402
+from trainyard_paths import PARTS, overlap_problems, path_problem, removal_problem  # noqa: E402
 
 EXAMPLE = "/opt/clearml/agent"
 DEFAULTS = {
@@ -172,6 +174,26 @@ def test_the_defaults_do_not_overlap() -> None:
 def test_one_folder_in_another_is_named_with_both_variables(changes: dict[str, str], told: str) -> None:
     problems = overlap_problems({**DEFAULTS, **changes})
     assert any(told in problem for problem in problems), problems
+
+
+WRITTEN = re.compile(r"\{\{ (\w+_root) \}\}/([^\"'/\s)]+)(/|\b)")
+
+
+@pytest.mark.parametrize("variable", sorted(PARTS))
+def test_all_that_a_role_writes_into_its_folder_is_one_of_its_parts(variable: str) -> None:
+    """Else destroy.yml would leave it, and call it somebody else's."""
+    role = next(path for path in (ROOT / "ansible/roles").iterdir() if variable.startswith(path.name))
+    texts = [path.read_text() for folder in ("tasks", "templates", "vars") for path in (role / folder).glob("*")]
+    names = {match[2] for text in texts for match in WRITTEN.finditer(text) if match[1] == variable}
+    folders = {name[:-1] for name in PARTS[variable] if name.endswith("/")}
+    files = {name for name in PARTS[variable] if not name.endswith("/")}
+    assert names, variable
+    for name in names - {"{{"}:  # the name of a worker, or of an item that is spelt out below
+        assert name in folders | files or any(fnmatch(name, pattern) for pattern in files), (variable, name)
+    texts.append((role / "tasks/folders.yml").read_text())
+    created = {name for text in texts for name in re.findall(r"'([a-z]+)[a-z_0-9/]*': '0[0-7]{3}'", text)}
+    created |= set(re.findall(r"'(authority|compose|config|data|reaper|ssh|logs|secrets|tls)'", texts[-1]))
+    assert created <= folders
 
 
 def test_a_name_that_only_begins_alike_is_another_folder() -> None:

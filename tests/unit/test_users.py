@@ -330,6 +330,21 @@ def test_who_left_loses_folder_and_all_keys(team: Team) -> None:
     assert not (team.folder / "bob").exists()
 
 
+def test_what_others_have_in_the_folder_of_the_files_stays(team: Team) -> None:
+    team.keep("alice", "bob")
+    (team.folder / "bob/notes.txt").write_text("mine")
+    # A person's home, not a folder of ours: somebody wrote /home into clearml_users_folder.
+    (team.folder / "dave").mkdir()
+    (team.folder / "dave/clearml.conf").write_text("api {}\n")
+    elsewhere = team.folder.parent / "elsewhere"
+    shutil.copytree(team.folder / "bob", elsewhere)
+    (team.folder / "carol").symlink_to(elsewhere)
+    assert states(team.keep("alice")) == {"alice": "kept", "bob": "removed"}
+    assert [path.name for path in (team.folder / "bob").iterdir()] == ["notes.txt"]
+    assert (team.folder / "dave/clearml.conf").exists()
+    assert (elsewhere / "clearml.conf").exists()
+
+
 def test_a_stale_key_is_replaced_and_a_stray_one_revoked(team: Team) -> None:
     team.keep("alice")
     stale = team.pair("alice")

@@ -7,7 +7,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -93,8 +92,9 @@ summary:
 LABEL = "trainyard users.yml"
 INVALID_USER_ID = 301
 PAIR = re.compile(r'"access_key" = "([A-Za-z0-9]+)"\s+"secret_key" = "([^"\s]+)"')
+MADE_BY = "made by Trainyard (ansible/users.yml)"
 TEXT = """\
-# {username}'s key pair, made by Trainyard (ansible/users.yml). Put it at ~/clearml.conf and show it to nobody.
+# {username}'s key pair, {made_by}. Put it at ~/clearml.conf and show it to nobody.
 api {{
     web_server: "{web_url}"
     api_server: "{api_url}"
@@ -147,7 +147,15 @@ class Keys:
         wanted, rotate = self._given["users"], self._given["rotate"]
         if unknown := sorted(set(rotate) - {*wanted, "all"}):
             raise ApiError(f"rotate names {unknown[0]!r}, who is not in clearml_users: {', '.join(wanted) or 'nobody'}")
-        left = sorted({path.parent.name for path in self._folder.glob("*/clearml.conf")} - set(wanted))
+        left = sorted(
+            {
+                path.parent.name
+                for path in self._folder.glob("*/clearml.conf")
+                # Files that somebody else put there, and folders elsewhere, are not this module's.
+                if not path.parent.is_symlink() and MADE_BY in path.read_text(errors="replace")
+            }
+            - set(wanted)
+        )
         if not wanted and not left:
             return
         system = Api(self._given)
@@ -166,10 +174,18 @@ class Keys:
             if username in people:
                 self._revoke(people[username], list(people[username].labels))
             if not self._check:
-                shutil.rmtree(self._folder / username)
+                self._forget(self._folder / username)
             self._report(username, "removed")
         for username in wanted:
             self._report(username, self._keep(username, people.get(username), {username, "all"} & set(rotate)))
+
+    @staticmethod
+    def _forget(folder: Path) -> None:
+        """Remove what this module wrote for a person; the folder stays when it holds anything else."""
+        for name in ("clearml.conf", AUTHORITY):
+            (folder / name).unlink(missing_ok=True)
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
     def _report(self, username: str, state: str) -> None:
         path = str(self._folder / username / "clearml.conf")
@@ -216,6 +232,7 @@ class Keys:
             lines += IMAGE_ENVIRONMENT.format(image=given["client_image"])
         return TEXT.format(
             username=username,
+            made_by=MADE_BY,
             web_url=given["web_url"],
             api_url=given["client_api_url"] or given["api_url"],
             files_url=given["files_url"],

@@ -16,13 +16,13 @@ from ._errors import ClearmlClientError
 from ._images import is_image
 from ._packages import missing_packages, pinned
 from ._remote_code import missing_code
+from ._status import ENDED, WHOLE
 
 __all__ = ["Again", "Check", "Comparison", "checks", "compare", "get_task", "reproduce", "wait"]
 
 # Runtime properties that a worker of this site leaves on each experiment (agents/worker.py), and the one that it obeys.
 IMAGE, IMAGE_ID, IMAGE_DIGEST = "trainyard_image", "trainyard_image_id", "trainyard_image_digest"
 IMAGE_WANTED = "trainyard_image_wanted"
-ENDED = ("completed", "published", "failed", "stopped")
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ def _dataset_check(dataset: Mapping[str, Any]) -> Check:
     found = APIClient().tasks.get_all(id=[dataset["dataset_id"]], only_fields=["id", "status"], search_hidden=True)
     if not found:
         return Check(subject, False, "it was deleted from the server ({})".format(dataset["dataset_id"]))
-    if str(found[0].status) not in ("completed", "published"):
+    if str(found[0].status) not in WHOLE:
         return Check(subject, False, "its status is {}".format(found[0].status))
     return Check(subject, True, str(dataset["dataset_id"]))
 

@@ -9,13 +9,15 @@ import gc
 import logging
 import os
 import signal
+import sqlite3
 import sys
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 from . import __version__
-from ._settings import ConfigError, Settings, load_settings
+from ._settings import ConfigError, Settings, load_settings, proxies
 
 _OPTIONS = {
     "config-dir": ("/opt/clearml/config", "folder of apiserver.conf, secure.conf and services.conf"),
@@ -27,7 +29,11 @@ _OPTIONS = {
     "api-url": ("", "URL of the API as clients see it"),
     "web-url": ("", "URL of the web page as clients see it"),
     "files-url": ("", "URL of the file server as clients see it"),
+    "trusted-proxies": ("", "addresses, networks or names of proxies whose X-Forwarded-For counts, with commas"),
 }
+_WATCHDOG_SEC = "TRAINYARD_LITE_WATCHDOG_SEC"  # how long nothing may get on; 0: no watchdog
+_PAUSE_SEC = "TRAINYARD_LITE_PAUSE_SEC"  # before the exit of a start that failed: set in the image
+_UNUSABLE = 3  # exit status: the data folder cannot be used
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -41,6 +47,9 @@ def _parser() -> argparse.ArgumentParser:
             value = os.environ.get(variable, default)
             kind = int if option.endswith("port") else str
             command.add_argument(f"--{option}", default=value, type=kind, help=f"{what} [{variable}]")
+    command = commands.add_parser("salvage", help="read what can be read of a damaged database into a new one")
+    command.add_argument("--data-dir", required=True, help=_OPTIONS["data-dir"][1])
+    command.add_argument("--to", required=True, help="the new database: a file that is not there yet")
     return parser
 
 
@@ -49,12 +58,17 @@ async def _serve(settings: Settings) -> None:
     import uvicorn
 
     from ._app import Background, create_state
+    from ._data import lock_folder
     from ._files import create_files
     from ._http import create_api
+    from ._server import GuardedProtocol, end_slow_clients, raise_file_limit
+    from ._watchdog import Watchdog
     from .services.tasks import watchdog
     from .services.workers import expire_workers
     from .web import create_web
 
+    raise_file_limit()
+    lock = lock_folder(settings.data_dir)
     state = create_state(settings)
     apps = (
         (create_api(state), settings.api_port),
@@ -66,8 +80,8 @@ async def _serve(settings: Settings) -> None:
     # reset their next call.
     for app, port in apps:
         config = uvicorn.Config(
-            app, host=settings.host, port=port, log_config=None, access_log=False, server_header=False, lifespan="off",
-            timeout_graceful_shutdown=5, timeout_keep_alive=75,
+            state.answers.wrap(app), http=GuardedProtocol, ws="none", host=settings.host, port=port, log_config=None,
+            access_log=False, server_header=False, lifespan="off", timeout_graceful_shutdown=5, timeout_keep_alive=75,
         )  # fmt: skip
         server = uvicorn.Server(config)
         # one handler below stops all three
@@ -76,6 +90,10 @@ async def _serve(settings: Settings) -> None:
     jobs = [Background("worker expiry", 30, lambda: expire_workers(state))]
     if settings.watchdog_enabled:
         jobs.append(Background("watchdog", settings.watchdog_interval_sec, lambda: watchdog(state)))
+
+    if state.proxies.names:
+        state.proxies.resolve()
+        jobs.append(Background("proxy names", 15, state.proxies.resolve))
 
     def stop() -> None:
         for server in servers:
@@ -89,16 +107,27 @@ async def _serve(settings: Settings) -> None:
         loop.add_signal_handler(number, stop)
     for job in jobs:
         job.start()
+    limit = float(os.environ.get(_WATCHDOG_SEC, "120"))
+    hang = Watchdog(loop, state.db, limit) if limit > 0 else None
+    if hang:
+        hang.start()
     try:
         # A port that is taken ends its server at once: then the others end too.
         tasks = [asyncio.create_task(server.serve()) for server in servers]
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        watch = asyncio.create_task(end_slow_clients(servers))
+        await asyncio.wait([*tasks, watch], return_when=asyncio.FIRST_COMPLETED)
         stop()
         await asyncio.gather(*tasks)
+        if watch.done():
+            watch.result()  # its error ends the process
+        watch.cancel()
     finally:
+        if hang:
+            hang.stop()
         for job in jobs:
             job.stop()
         state.db.close()
+        lock.close()
 
 
 def _healthcheck(api: int, web: int, files: int) -> int:
@@ -116,11 +145,37 @@ def _healthcheck(api: int, web: int, files: int) -> int:
     return 0
 
 
+def _salvage(folder: Path, target: Path) -> int:
+    from ._data import DataError, lock_folder
+    from ._salvage import salvage
+
+    try:
+        with lock_folder(folder):
+            counts = salvage(folder / "lite.db", target)
+    except (DataError, OSError, sqlite3.Error) as error:
+        print(f"trainyard-lite: {target}: {error}", file=sys.stderr)
+        return _UNUSABLE
+    for table, (rows, problems) in sorted(counts.items()):
+        print(f"{table}: {rows} rows" + (f", {problems} places cannot be read" if problems else ""))
+    print(f"Put it in place with lite stopped: mv {target} {folder / 'lite.db'} (and remove lite.db-wal, lite.db-shm)")
+    return 0
+
+
+def _failed(message: object, status: int) -> int:
+    """Report why the server does not start; wait, so that a restart policy does not try it in a tight loop."""
+    print(f"trainyard-lite: {message}", file=sys.stderr, flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(status))
+    time.sleep(float(os.environ.get(_PAUSE_SEC, "0")))
+    return status
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; answers the exit status."""
     args = _parser().parse_args(argv)
     if args.command == "healthcheck":
         return _healthcheck(args.api_port, args.web_port, args.files_port)
+    if args.command == "salvage":
+        return _salvage(Path(args.data_dir), Path(args.to))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     addresses = {
@@ -128,12 +183,17 @@ def main(argv: list[str] | None = None) -> int:
         for name in ("host", "api_port", "web_port", "files_port", "api_url", "web_url", "files_url")
     }
     try:
+        addresses["trusted_proxies"] = proxies(args.trusted_proxies)
         settings = load_settings(Path(args.config_dir), Path(args.data_dir), **addresses)
     except ConfigError as error:
-        print(f"trainyard-lite: {error}", file=sys.stderr)
-        return 2
+        return _failed(error, 2)
     os.umask(0o077)  # database and files hold keys and data of people: of this user alone
-    asyncio.run(_serve(settings))
+    from ._data import DataError  # late, as all that the health check does without
+
+    try:
+        asyncio.run(_serve(settings))
+    except DataError as error:
+        return _failed(error, _UNUSABLE)
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import pkgutil
+import sqlite3
 import threading
 from collections.abc import Callable
 
@@ -12,28 +13,43 @@ from . import services
 from ._auth import SCHEMA as AUTH_SCHEMA
 from ._auth import Authenticator
 from ._collections import SCHEMA as COLLECTIONS_SCHEMA
-from ._db import Database
+from ._data import DataError
+from ._db import Database, explain
 from ._rpc import State
+from ._schema import make_steps
 from ._settings import Settings
 
-__all__ = ["Background", "create_state"]
+__all__ = ["Background", "create_state", "load_services"]
 
 _log = logging.getLogger("trainyard_lite")
 
 
-def create_state(settings: Settings) -> State:
-    """Open the database, create what is missing, and load every service.
-
-    A service module may declare ``SCHEMA`` (DDL, run at each start).
-    """
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
-    settings.files_dir.mkdir(parents=True, exist_ok=True)
-    schema = [AUTH_SCHEMA, COLLECTIONS_SCHEMA]
+def load_services() -> list[str]:
+    """Load every service; return the tables of version 1, which each module declares in ``SCHEMA``."""
+    scripts = [AUTH_SCHEMA, COLLECTIONS_SCHEMA]
     for module in sorted(pkgutil.iter_modules(services.__path__), key=lambda m: m.name):
         loaded = importlib.import_module(f"{services.__name__}.{module.name}")
-        schema.append(getattr(loaded, "SCHEMA", ""))
-    db = Database(settings.database, schema)
-    return State(settings=settings, db=db, auth=Authenticator(settings, db))
+        scripts.append(getattr(loaded, "SCHEMA", ""))
+    return scripts
+
+
+def create_state(settings: Settings) -> State:
+    """Open the database, bring its tables up to date, and load every service.
+
+    Raises:
+        DataError: if the data folder cannot be used.
+    """
+    try:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        db = Database(settings.database, make_steps(load_services()))
+        settings.files_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{settings.data_dir}: {error.strerror}") from error
+    try:
+        return State(settings=settings, db=db, auth=Authenticator(settings, db))
+    except sqlite3.Error as error:
+        told = explain(error)
+        raise DataError(f"{settings.database}: {told.message if told else error}") from error
 
 
 class Background:

@@ -6,23 +6,32 @@ Users and service accounts come from the configuration and are put in the databa
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
+import contextlib
 import hashlib
 import hmac
+import ipaddress
+import os
 import secrets
 import string
 import threading
 import time
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import bcrypt
 import jwt
+from starlette.concurrency import run_in_threadpool
 
 from . import _errors as errors
 from ._clock import now
 from ._db import Database
+from ._errors import ApiError
 from ._rpc import API_VERSION, SERVER_VERSION
 from ._settings import COMPANY_ID, Settings, User
 from ._store import Doc, new_id
@@ -46,6 +55,10 @@ _KEY_ALPHABET = string.ascii_uppercase + string.digits
 _SECRET_ALPHABET = string.ascii_letters + string.digits
 _FREE_FAILURES = 5  # failed logins of one name and address before each further one has to wait
 _MAX_WAIT_SEC = 60.0
+_MAX_REMEMBERED = 10_000  # names and addresses
+_CHECKS_PER_ADDRESS = 8
+# bcrypt computes for a quarter of a second: over all addresses, guesses get this many cores and no more
+_CHECKS_AT_ONCE = max(1, min(4, (os.cpu_count() or 1) // 2))
 _LAST_USED_GRAIN_SEC = 60.0  # a key's "last used" is written at most this often
 
 
@@ -74,43 +87,97 @@ NOBODY = Identity(user="", name="", role="")
 
 def _hash_secret(secret: str) -> str:
     # Key pairs are long and random: a plain digest is enough, and an agent may log in often.
-    return hashlib.sha256(secret.encode()).hexdigest()
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _dummy_hash(users: list[User]) -> bytes:
+    """Make a hash that no password has, as slow to check as the people's."""
+    cost = 10
+    for user in users:
+        if user.password and user.hashed:
+            with contextlib.suppress(ValueError, IndexError):
+                cost = int(base64.b64decode(user.password).split(b"$")[2])
+                break
+    return bcrypt.gensalt(min(max(cost, 4), 16)) + b"." * 31
 
 
 class Throttle:
-    """Slows those who guess: after a few failures, each further try of a name and address waits longer."""
+    """Slows those who guess: after a few failures, each further try of a name and address waits longer.
+
+    Its memory is bounded: names and addresses are kept as digests, the least recently seen ones are forgotten.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._failures: dict[str, tuple[int, float]] = {}
+        self._failures: OrderedDict[bytes, tuple[int, float]] = OrderedDict()
+        self._running: Counter[str] = Counter()
 
-    def check(self, who: str) -> None:
+    @contextlib.contextmanager
+    def turn(self, address: str) -> Iterator[None]:
+        """Count a check of a password that runs or waits: an address has only so many at a time.
+
+        Raises:
+            ApiError: 429.
+        """
+        address = _network_of(address)
+        with self._lock:
+            if self._running[address] >= _CHECKS_PER_ADDRESS:
+                raise _wait(1.0)
+            self._running[address] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running[address] -= 1
+                if not self._running[address]:
+                    del self._running[address]
+
+    def check(self, address: str, name: str) -> None:
         """Refuse while the waiting time runs.
 
         Raises:
             ApiError: 429 with Retry-After.
         """
         with self._lock:
-            count, last = self._failures.get(who, (0, 0.0))
+            count, last = self._failures.get(_digest(address, name), (0, 0.0))
         if count >= _FREE_FAILURES:
-            wait = min(_MAX_WAIT_SEC, 2.0 ** (count - _FREE_FAILURES)) - (time.monotonic() - last)
+            wait = min(_MAX_WAIT_SEC, 2.0 ** min(count - _FREE_FAILURES, 10)) - (time.monotonic() - last)
             if wait > 0:
-                error = errors.TOO_MANY_REQUESTS(retry_after_sec=round(wait, 1))
-                error.headers["Retry-After"] = str(int(wait) + 1)
-                raise error
+                raise _wait(wait)
 
-    def failed(self, who: str) -> None:
+    def failed(self, address: str, name: str) -> None:
         """Count a failure."""
+        who = _digest(address, name)
         with self._lock:
-            if len(self._failures) > 10_000:
-                horizon = time.monotonic() - 10 * _MAX_WAIT_SEC
-                self._failures = {k: v for k, v in self._failures.items() if v[1] > horizon}
             self._failures[who] = (self._failures.get(who, (0, 0.0))[0] + 1, time.monotonic())
+            self._failures.move_to_end(who)
+            if len(self._failures) > _MAX_REMEMBERED:
+                self._failures.popitem(last=False)
 
-    def succeeded(self, who: str) -> None:
+    def succeeded(self, address: str, name: str) -> None:
         """Forget the failures."""
         with self._lock:
-            self._failures.pop(who, None)
+            self._failures.pop(_digest(address, name), None)
+
+
+def _wait(seconds: float) -> ApiError:
+    error = errors.TOO_MANY_REQUESTS(retry_after_sec=round(seconds, 1))
+    error.headers["Retry-After"] = str(int(seconds) + 1)
+    return error
+
+
+def _network_of(address: str) -> str:
+    """Return an IPv6 address's network of 64 bits, of which a host has every address; else the address."""
+    if ":" not in address:
+        return address
+    try:
+        return str(ipaddress.ip_network((address.partition("%")[0], 64), strict=False))
+    except ValueError:
+        return address
+
+
+def _digest(address: str, name: str) -> bytes:
+    return hashlib.sha256(f"{_network_of(address)}\x00{name}".encode("utf-8", "surrogatepass")).digest()[:16]
 
 
 class Authenticator:
@@ -121,7 +188,8 @@ class Authenticator:
         self._db = db
         self._people = {user.username: user for user in settings.users if user.username}
         self._throttle = Throttle()
-        self._dummy_hash = bcrypt.hashpw(secrets.token_bytes(16), bcrypt.gensalt(4))
+        self._dummy_hash = _dummy_hash(settings.users)
+        self._checkers = ThreadPoolExecutor(_CHECKS_AT_ONCE, "passwords")
         self._last_used: dict[str, float] = {}
         self._revoked: set[str] = set()
         self._sync_users(settings.users)
@@ -151,7 +219,7 @@ class Authenticator:
 
     # Who is it?
 
-    def authenticate(self, header: str, ip: str = "", worker: str = "") -> Identity:
+    async def authenticate(self, header: str, ip: str = "", worker: str = "") -> Identity:
         """Read an ``Authorization`` header.
 
         Raises:
@@ -166,39 +234,59 @@ class Authenticator:
             try:
                 # SDK and agent encode UTF-8; the official server reads latin-1, the same for ASCII
                 name, _, secret = base64.b64decode(value, validate=True).decode("utf-8").partition(":")
-            except (binascii.Error, UnicodeDecodeError) as error:
+            except (binascii.Error, ValueError) as error:
                 raise errors.BAD_CREDENTIALS("malformed basic authentication") from error
-            return self.check_secret(name, secret, ip, worker)
+            return await self.log_in(name, secret, ip, worker)
         raise errors.BAD_AUTH_TYPE()
 
-    def check_secret(self, name: str, secret: str, ip: str = "", worker: str = "") -> Identity:
-        """Check a username with its password, or an access key with its secret.
+    async def log_in(self, name: str, secret: str, ip: str = "", worker: str = "") -> Identity:
+        """Check a secret as :meth:`check_secret` does, with few passwords at a time.
 
         Raises:
             ApiError: 401, or 429 while a guesser has to wait.
         """
-        who = f"{ip}\x00{name}"
-        self._throttle.check(who)
-        identity = self._check_password(name, secret) or self._check_key(name, secret, worker or ip)
+        identity = await run_in_threadpool(self._check_key, name, secret, worker or ip)
+        if identity is not None:
+            return identity
+        with self._throttle.turn(ip):
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._checkers, self.check_secret, name, secret, ip, worker)
+
+    def check_secret(self, name: str, secret: str, ip: str = "", worker: str = "") -> Identity:
+        """Check a username with its password, or an access key with its secret.
+
+        Key pairs are random and long, nobody guesses them: they never wait for those who guess passwords.  Known and
+        unknown names take the same time and get the same answer.
+
+        Raises:
+            ApiError: 401, or 429 while a guesser has to wait.
+        """
+        identity = self._check_key(name, secret, worker or ip)
+        if identity is not None:
+            return identity
+        self._throttle.check(ip, name)
+        identity = self._check_password(name, secret)
         if identity is None:
-            self._throttle.failed(who)
-            text = "bad username or password" if name in self._people else "failed to locate provided credentials"
-            raise errors.INVALID_CREDENTIALS(text)
-        self._throttle.succeeded(who)
+            self._throttle.failed(ip, name)
+            raise errors.INVALID_CREDENTIALS("wrong user name, password or key pair")
+        self._throttle.succeeded(ip, name)
         return identity
 
     def _check_password(self, name: str, secret: str) -> Identity | None:
         person = self._people.get(name)
-        if person is None or person.password is None:
-            return None
-        if person.hashed:
-            try:
-                good = bcrypt.checkpw(secret.encode()[:72], base64.b64decode(person.password))
-            except ValueError:
-                good = False
-        else:
-            good = hmac.compare_digest(secret.encode(), person.password.encode())
-        return Identity(person.id, person.name, person.role) if good else None
+        password = (person.password if person else None) or ""
+        typed = secret.encode("utf-8", "surrogatepass")
+        stored = self._dummy_hash
+        if person and person.hashed:
+            with contextlib.suppress(ValueError):
+                stored = base64.b64decode(password)
+        try:
+            good = bcrypt.checkpw(typed[:72], stored)
+        except ValueError:  # a stored hash that is not one
+            good = bcrypt.checkpw(b"", self._dummy_hash)
+        if person and not person.hashed:
+            good = hmac.compare_digest(typed, password.encode())
+        return Identity(person.id, person.name, person.role) if person and good else None
 
     def _check_key(self, key: str, secret: str, used_from: str) -> Identity | None:
         row = (
@@ -274,8 +362,8 @@ class Authenticator:
     def _claims(self, token: str) -> Doc:
         try:
             claims: Doc = jwt.decode(token, self._settings.token_secret, algorithms=["HS256"])
-        except jwt.InvalidTokenError as error:
-            raise errors.INVALID_TOKEN("invalid jwt token", reason=str(error)) from error
+        except (jwt.InvalidTokenError, ValueError, RecursionError) as error:  # the header may be nested too deep
+            raise errors.INVALID_TOKEN("invalid jwt token", reason=str(error)[:200]) from error
         if not isinstance(claims.get("identity"), dict):
             raise errors.INVALID_TOKEN("token missing identity")
         return claims

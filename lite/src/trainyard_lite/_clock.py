@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-__all__ = ["ago", "format_time", "now", "parse_time"]
+__all__ = ["ago", "format_time", "now", "parse_time", "read_time"]
 
 
 def format_time(moment: datetime) -> str:
@@ -34,4 +34,17 @@ def parse_time(text: object) -> str:
     moment = datetime.fromisoformat(text.strip())
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
+    if moment.year < 1000:  # strftime pads no year: its text would not sort in time order
+        raise ValueError(f"{text!r} is before the year 1000")
     return format_time(moment)
+
+
+def read_time(text: object) -> datetime | None:
+    """Read a stored time; None if it is not one."""
+    if not isinstance(text, str) or not text:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None

@@ -2,12 +2,44 @@
 
 from __future__ import annotations
 
+from ._bounds import EACH, NUMBER, PARTS, TEXT, TEXTS
 from ._store import Collection, Filters
 
 __all__ = ["MODELS", "PROJECTS", "QUEUES", "SCHEMA", "TASKS"]
 
+_TIMES = dict.fromkeys(("created", "last_update", "last_change"), TEXT)
+_PLACES = dict.fromkeys(("company", "user", "project", "parent", "comment"), TEXT)
+
 TASKS = Collection(
     "task",
+    shape={
+        **_TIMES,
+        **_PLACES,
+        **dict.fromkeys(
+            ("type", "status", "status_message", "status_reason", "status_changed", "started", "completed", "published",
+             "last_changed_by", "last_worker", "last_worker_report", "enqueue_status"), TEXT
+        ),
+        "last_iteration": NUMBER,
+        "active_duration": NUMBER,
+        "execution": {"queue": TEXT, "artifacts": (PARTS, {"key": TEXT, "uri": TEXT, "content_size": NUMBER})},
+        "models": {
+            "input": (PARTS, {"name": TEXT, "model": TEXT}),
+            "output": (PARTS, {"name": TEXT, "model": TEXT}),
+        },
+        "hyperparams": (EACH, (EACH, {"value": TEXT})),
+        "configuration": (EACH, {"value": TEXT}),
+        "last_metrics": (EACH, None),
+        "metric_stats": (EACH, None),
+        "output": {"destination": TEXT},
+        "script": {},
+        "container": {},
+        "runtime": {},
+    },
+    blank={
+        "status": "unknown", "type": "custom", "last_iteration": 0, "last_metrics": {}, "unique_metrics": [],
+        "metric_stats": {}, "hyperparams": {}, "configuration": {}, "runtime": {}, "container": {}, "output": {},
+        "execution": {"artifacts": []}, "script": {}, "models": {"input": [], "output": []},
+    },
     fields=(
         "active_duration comment company completed configuration container created enqueue_status execution "
         "hyperparams id last_change last_changed_by last_iteration last_metrics last_update last_worker "
@@ -52,6 +84,17 @@ TASKS = Collection(
 
 MODELS = Collection(
     "model",
+    shape={
+        **_TIMES,
+        **_PLACES,
+        **dict.fromkeys(("task", "framework", "uri"), TEXT),
+        "last_iteration": NUMBER,
+        "labels": {},
+        "design": {},
+        "metadata": (EACH, {}),
+        "last_metrics": (EACH, None),
+    },
+    blank={"ready": False, "labels": {}, "design": {}, "metadata": {}, "last_iteration": 0, "last_metrics": {}},
     fields=(
         "comment company created design framework id labels last_change last_changed_by last_iteration "
         "last_metrics last_update metadata name parent project ready system_tags tags task unique_metrics uri "
@@ -85,6 +128,8 @@ MODELS = Collection(
 
 PROJECTS = Collection(
     "project",
+    shape={**_TIMES, **_PLACES, "basename": TEXT, "description": TEXT, "path": TEXTS},
+    blank={"path": []},
     fields=(
         "basename company created default_output_destination description featured id last_update name parent "
         "path system_tags tags user"
@@ -111,6 +156,8 @@ PROJECTS = Collection(
 
 QUEUES = Collection(
     "queue",
+    shape={**_TIMES, "display_name": TEXT, "metadata": (EACH, {})},
+    blank={"metadata": {}},
     fields="company created display_name entries id last_update metadata name system_tags tags",
     columns={"name": "name", "created": "created", "last_update": "last_update", "display_name": "display_name"},
     filters=Filters(

@@ -148,10 +148,14 @@ INVALID_TOKEN = ErrorKind(401, 30, "invalid token")
 # 403: you may not
 ROLE_NOT_ALLOWED = ErrorKind(403, 20, "forbidden (not allowed for role)")
 
+FOREIGN_PAGE = ErrorKind(403, 0, "forbidden")
+
 # Other statuses
 NOT_FOUND = ErrorKind(404, 0, "not found")
+REQUEST_TIMEOUT = ErrorKind(408, 0, "request body came too slowly")
 PAYLOAD_TOO_LARGE = ErrorKind(413, 0, "request body is too large")
 UNSUPPORTED_ENCODING = ErrorKind(415, 0, "content encoding is not supported")
 TOO_MANY_REQUESTS = ErrorKind(429, 0, "too many failed logins, try again later")
+SERVER_BUSY = ErrorKind(503, 0, "server is busy, try again later")
 GENERAL_ERROR = ErrorKind(500, 0, "general server error")
 NOT_IMPLEMENTED = ErrorKind(500, 9999, "action is not yet implemented")

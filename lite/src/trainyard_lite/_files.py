@@ -10,7 +10,6 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import AsyncIterator
 from email.utils import formatdate
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,12 +22,16 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from ._body import MB, check_depth, check_nodes
 from ._errors import ApiError
 from ._rpc import State
 
 __all__ = ["clean_up", "create_files"]
 
 _TEMPORARY = ".incoming"  # folder of uploads that are not whole yet; no client can name it
+_LIST_BYTES = 16 * MB  # of delete_many
+_MAX_PARTS = 1000  # files of one upload
+_MAX_BOUNDARY = 200  # RFC 2046 allows 70
 _BROWSER_SAFE = {
     "content-security-policy": "sandbox; default-src 'none'; img-src 'self'",
     "x-content-type-options": "nosniff",
@@ -77,13 +80,15 @@ def resolve(root: Path, name: str) -> Path:
 
 def _authorize(state: State, request: Request) -> None:
     header = request.headers.get("authorization", "")
-    token = request.cookies.get(state.settings.cookie_name, "")
+    # The cookie counts for reading only: a page of another site can make a browser send it with a form.
+    reads = request.method in ("GET", "HEAD")
+    token = request.cookies.get(state.settings.cookie_name, "") if reads else ""
     if header:
         kind, _, token = header.partition(" ")
         if kind != "Bearer":
             raise _RefusalError(401, "Only bearer token authorization is supported")
     if not token:
-        raise _RefusalError(401, "unauthorized: give a bearer token or log in")
+        raise _RefusalError(401, f"unauthorized: give a bearer token{' or log in' if reads else ''}")
     try:
         state.auth.read_token(token.strip())
     except ApiError as error:
@@ -97,13 +102,13 @@ def create_files(state: State) -> Starlette:
 
     async def handle(request: Request) -> Response:
         try:
-            if request.url.path == "/" and request.method in ("GET", "HEAD"):
+            if request.scope["path"] == "/" and request.method in ("GET", "HEAD"):
                 return PlainTextResponse("OK")
             await run_in_threadpool(_authorize, state, request)
             if request.headers.get("content-encoding"):
                 raise _RefusalError(415, f"Content encoding is not supported ({request.headers['content-encoding']})")
             if request.method == "POST":
-                return await _post(root, request)
+                return await _post(state, root, request)
             # the raw path, decoded once: Starlette's would be the same, but names it by bytes that are no UTF-8 too
             target = resolve(root, unquote(request.scope["raw_path"].decode("ascii", "replace").partition("?")[0]))
             if request.method == "DELETE":
@@ -111,6 +116,8 @@ def create_files(state: State) -> Starlette:
             return _get(target, request)
         except _RefusalError as refusal:
             return PlainTextResponse(refusal.text, status_code=refusal.status)
+        except ApiError as error:
+            return PlainTextResponse(error.message, status_code=error.code)
         except ClientDisconnect:
             return Response(status_code=499)
         except OSError as error:
@@ -163,14 +170,14 @@ def _prune(root: Path, folder: Path) -> None:
         folder = folder.parent
 
 
-async def _post(root: Path, request: Request) -> Response:
-    if request.url.path.rstrip("/") == "/delete_many":
-        return await _delete_many(root, request)
-    if request.url.path != "/":
+async def _post(state: State, root: Path, request: Request) -> Response:
+    if request.scope["path"].rstrip("/") == "/delete_many":
+        return await _delete_many(state, root, request)
+    if request.scope["path"] != "/":
         raise _RefusalError(405, "POST files to /, with the path as the field's name")
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     boundary = options.get(b"boundary")
-    if kind != b"multipart/form-data" or not boundary:
+    if kind != b"multipart/form-data" or not boundary or len(boundary) > _MAX_BOUNDARY:
         raise _RefusalError(400, "a multipart/form-data body is expected")
     upload = _Upload(root)
     try:
@@ -234,6 +241,8 @@ class _Upload:
     def _open(self) -> None:
         if not self._name:
             raise _RefusalError(400, "a part has no name: it is the path to store under")
+        if len(self._parts) >= _MAX_PARTS:
+            raise _RefusalError(413, f"more than {_MAX_PARTS} files in one upload: send them in parts")
         place = resolve(self._root, self._name)
         if place.is_dir():
             raise _RefusalError(409, f"{self._name} is a folder")
@@ -290,20 +299,9 @@ def _sync(folder: Path) -> None:
         os.close(handle)
 
 
-async def _read_limited(stream: AsyncIterator[bytes], limit: int) -> bytes:
-    body = b""
-    async for chunk in stream:
-        body += chunk
-        if len(body) > limit:
-            raise _RefusalError(413, "the list is too long")
-    return body
-
-
-async def _delete_many(root: Path, request: Request) -> Response:
-    try:
-        data = json.loads(await _read_limited(request.stream(), 16 * 1024 * 1024) or b"{}")
-    except (ValueError, RecursionError) as error:
-        raise _RefusalError(400, f"the body is not JSON: {error}") from error
+async def _delete_many(state: State, root: Path, request: Request) -> Response:
+    async with state.bodies.read(request, _LIST_BYTES) as body:
+        data = await run_in_threadpool(_json, body)
     names = data.get("files") if isinstance(data, dict) else None
     if not names or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise _RefusalError(400, "files are missing: give a list of paths")
@@ -330,3 +328,12 @@ async def _delete_many(root: Path, request: Request) -> Response:
     await run_in_threadpool(work)
     answer = {"deleted": deleted, "errors": {"Not found": missing} if missing else {}}
     return PlainTextResponse(json.dumps(answer), media_type="application/json")
+
+
+def _json(body: bytearray) -> Any:
+    check_nodes(body)
+    check_depth(body)
+    try:
+        return json.loads(body or b"{}")
+    except (ValueError, RecursionError) as error:
+        raise _RefusalError(400, f"the body is not JSON: {error}") from error

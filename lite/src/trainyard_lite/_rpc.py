@@ -16,6 +16,7 @@ uses :class:`OpenRequest`: the store refuses what is no filter.
 from __future__ import annotations
 
 import re
+import sqlite3
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,8 +25,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from . import _errors as errors
-from ._db import Database
+from ._answers import Answers
+from ._body import Bodies
+from ._bounds import MAX_NAME, check_arguments
+from ._db import Database, explain
+from ._edge import Proxies
 from ._errors import ApiError
+from ._patterns import MAX_PATTERN
 from ._settings import Settings
 from ._store import Doc, new_id
 
@@ -43,11 +49,21 @@ __all__ = [
     "State",
     "endpoint",
     "invoke",
+    "is_read",
 ]
 
 API_VERSION = "2.34"
 SERVER_VERSION = "2.3.0"  # the official server whose API is followed
-_PATH = re.compile(r"^/?(?:v(?P<version>\d+\.?\d+)/)?(?P<name>[a-zA-Z_]\w+\.[a-zA-Z_]\w+)/?$")
+_PATH = re.compile(
+    r"/?(?:v(?P<version>[0-9]{1,4}\.?[0-9]{1,4})/)?(?P<name>[a-zA-Z_]\w{1,99}\.[a-zA-Z_]\w{1,99})/?", re.ASCII
+)
+# What a page of another site may open without harm.  Everything else changes something.
+_READ = re.compile(
+    r"\w+\.get_\w+|events\.(\w+_histogram|\w+_raw|debug_images|plots|next_\w+|download_task_log)"
+    r"|debug\.ping|server\.\w+|login\.supported_modes|auth\.(fixed_users_mode|validate_token)"
+    r"|queues\.peek_task|projects\.validate_delete|tasks\.validate"
+)
+_NOT_READ = {"queues.get_next_task", "auth.get_token_for_user"}  # takes a task; gives a key to the door
 
 
 class Request(BaseModel):
@@ -68,11 +84,18 @@ class OpenRequest(BaseModel):
 
 @dataclass
 class State:
-    """What the process shares: settings, database, who may come in."""
+    """What the process shares: settings, database, who may come in, which proxies are believed, room for messages."""
 
     settings: Settings
     db: Database
     auth: Authenticator
+    proxies: Proxies = field(init=False)
+    bodies: Bodies = field(init=False, default_factory=Bodies)
+    answers: Answers = field(init=False, default_factory=Answers)
+
+    def __post_init__(self) -> None:
+        """Read the proxies from the settings."""
+        self.proxies = Proxies(self.settings.trusted_proxies)
 
 
 @dataclass
@@ -157,9 +180,9 @@ def parse_path(path: str) -> tuple[str, str]:
     Raises:
         ApiError: 400 for a path that is none.
     """
-    match = _PATH.match(path)
+    match = _PATH.fullmatch(path)
     if not match:
-        raise ApiError(400, 0, f"Invalid request path {path}")
+        raise ApiError(400, 0, f"Invalid request path {path[:200]}")
     return match["version"] or API_VERSION, match["name"]
 
 
@@ -175,6 +198,11 @@ def resolve(name: str, version: str) -> Endpoint:
     return found
 
 
+def is_read(name: str) -> bool:
+    """Return whether an endpoint changes nothing; one that is not known to be harmless is a write."""
+    return _READ.fullmatch(name) is not None and name not in _NOT_READ
+
+
 def _number(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("."))
 
@@ -187,7 +215,14 @@ def invoke(call: Call, target: Endpoint, data: Doc) -> Any:
     """
     if target.auth and target.roles and call.identity.role not in target.roles:
         raise errors.ROLE_NOT_ALLOWED(role=call.identity.role, allowed=sorted(target.roles, reverse=True))
-    return target.handler(call, parse_request(target.request, data, target.name))
+    request = parse_request(target.request, data, target.name)
+    try:
+        return target.handler(call, request)
+    except (sqlite3.Error, OverflowError, UnicodeEncodeError, RecursionError) as error:
+        told = explain(error)
+        if told is None:
+            raise
+        raise told from error
 
 
 def parse_request(model: type[Request] | type[OpenRequest], data: Doc, name: str) -> Request | OpenRequest:
@@ -196,6 +231,8 @@ def parse_request(model: type[Request] | type[OpenRequest], data: Doc, name: str
     Raises:
         ApiError: 400, naming each argument that is unknown, missing or of the wrong form.
     """
+    if name not in ("events.add", "events.add_batch"):  # these check event by event, and keep the good ones
+        check_arguments(data, name, MAX_PATTERN if issubclass(model, OpenRequest) else MAX_NAME)
     try:
         # null is "not given" for the official server: drop it, so defaults apply and required ones are missed
         # (but "scroll_id": null is how a client starts to scroll)

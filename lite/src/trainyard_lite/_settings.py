@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import ipaddress
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,10 @@ from typing import Any
 from pyhocon import ConfigFactory, ConfigTree
 from pyhocon.exceptions import ConfigException
 
-__all__ = ["COMPANY_ID", "ConfigError", "Settings", "User", "load_settings", "user_id"]
+__all__ = ["COMPANY_ID", "ConfigError", "Settings", "User", "load_settings", "proxies", "user_id"]
 
 COMPANY_ID = "d1bd92a3b039400cbafc60a7a5b1e52b"  # the official server's default company
+_HOST_NAME = re.compile(r"(?![0-9./:]+$)[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")  # digits and dots are no name
 _ROLES = ("system", "admin", "user")
 
 
@@ -52,6 +55,7 @@ class Settings:
     api_url: str = ""
     web_url: str = ""
     files_url: str = ""
+    trusted_proxies: tuple[str, ...] = ()
     token_secret: str = ""
     users: list[User] = field(default_factory=list)
     cookie_name: str = "clearml_token_basic"
@@ -78,6 +82,27 @@ class Settings:
 def user_id(username: str) -> str:
     """Give a fixed user's id as the official server does: md5 of company and username."""
     return hashlib.md5(f"{COMPANY_ID}:{username}".encode()).hexdigest()  # noqa: S324 (an id, not a secret)
+
+
+def proxies(text: str) -> tuple[str, ...]:
+    """Read a list of proxies: addresses, networks and host names, with commas between them.
+
+    Raises:
+        ConfigError: naming the first entry that is none of them.
+    """
+    entries = tuple(entry.strip() for entry in text.split(",") if entry.strip())
+    for entry in entries:
+        try:
+            ipaddress.ip_network(entry, strict=False)
+            continue
+        except ValueError:
+            name = _HOST_NAME.fullmatch(entry)
+        if not name:
+            raise ConfigError(
+                f"TRAINYARD_LITE_TRUSTED_PROXIES holds {entry!r}: write addresses, networks or host names with commas "
+                "between them, for example 10.0.0.5,172.20.0.0/16,caddy"
+            )
+    return entries
 
 
 def load_settings(config_dir: Path, data_dir: Path, **addresses: Any) -> Settings:

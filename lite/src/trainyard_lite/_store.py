@@ -16,7 +16,9 @@ from typing import Any
 import orjson
 
 from . import _errors as errors
+from ._bounds import MAX_DOCUMENT, MAX_NAME, TEXT, TEXTS, dumps, fit, loads, whole_number
 from ._clock import parse_time
+from ._patterns import check_pattern, contains_pattern, time_limit
 
 __all__ = [
     "MAX_PAGE_SIZE",
@@ -137,6 +139,8 @@ class Collection:
         list_paths: paths that hold lists (filters look inside them).
         filters: what ``get_all`` may filter by.
         indexed: columns (or comma-joined column lists) to index.
+        shape: the form of a document's fields, see :func:`trainyard_lite._bounds.fit`.
+        blank: fields that every document has, with their value where an old one has none (of an object: its lists).
     """
 
     def __init__(
@@ -148,12 +152,18 @@ class Collection:
         list_paths: Sequence[str] = ("tags", "system_tags"),
         filters: Filters | None = None,
         indexed: Sequence[str] = (),
+        shape: Mapping[str, Any] | None = None,
+        blank: Mapping[str, Any] | None = None,
     ) -> None:
         self.table = table
         self._columns = {path: name for name, path in columns.items()} | {"id": "id"}
         self._lists = frozenset(list_paths)
         self._fields = frozenset(fields.split())
         self.filters = filters or Filters()
+        self._shape = {"id": TEXT, "name": TEXT, "tags": TEXTS, "system_tags": TEXTS, **(shape or {})}
+        self._blank = orjson.dumps({"name": "", "tags": [], "system_tags": [], **(blank or {})})
+        self._nested = {name: value for name, value in (blank or {}).items() if value and isinstance(value, dict)}
+        self._required = frozenset(orjson.loads(self._blank))
         # The columns stand before the document: SQLite then reads them without following a long document's pages.
         generated = "".join(
             f"  {name} GENERATED ALWAYS AS ({self._extract(path)}) STORED,\n" for name, path in columns.items()
@@ -169,14 +179,37 @@ class Collection:
 
     def get(self, db: sqlite3.Connection, id_: str) -> Doc | None:
         """Read one document, or None."""
-        row = db.execute(f"SELECT doc FROM {self.table} WHERE id = ?", (id_,)).fetchone()
-        return orjson.loads(row[0]) if row else None
+        row = db.execute(f"SELECT doc, id FROM {self.table} WHERE id = ?", (id_,)).fetchone()
+        return self._load(*row) if row else None
+
+    def _load(self, text: str, id_: str) -> Doc:
+        """Read a stored document: every field that its readers rely on is there, and of its type."""
+        doc: Doc = fit(loads(text), self._shape)
+        if not self._required.issubset(doc) or any(doc[name] is None for name in self._required):
+            doc = orjson.loads(self._blank) | {key: value for key, value in doc.items() if value is not None}
+        for name, inner in self._nested.items():
+            part = doc[name]
+            if any(part.get(key) is None for key in inner):
+                doc[name] = part | {key: list(value) for key, value in inner.items() if part.get(key) is None}
+        doc["id"] = id_
+        return doc
 
     def put(self, db: sqlite3.Connection, doc: Doc) -> None:
-        """Write one document whole (insert or replace). Call it inside a write transaction."""
+        """Write one document whole (insert or replace). Call it inside a write transaction.
+
+        Raises:
+            ApiError: 400 for a document that grew beyond the limit.
+        """
+        text = dumps(doc).decode()
+        if len(text) > MAX_DOCUMENT:  # one that is larger already may still change its status, or shrink
+            row = db.execute(f"SELECT length(doc) FROM {self.table} WHERE id = ?", (doc["id"],)).fetchone()
+            if row is None or len(text) > row[0] + MAX_NAME:
+                raise errors.VALIDATION_ERROR(
+                    f"{self.table} {doc['id']} would have {len(text)} bytes, the limit is {MAX_DOCUMENT}"
+                )
         db.execute(
             f"INSERT INTO {self.table} (id, doc) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET doc = excluded.doc",
-            (doc["id"], orjson.dumps(doc).decode()),
+            (doc["id"], text),
         )
 
     def delete(self, db: sqlite3.Connection, ids: Iterable[str]) -> int:
@@ -187,12 +220,13 @@ class Collection:
 
     def select(self, db: sqlite3.Connection, where: str = "1", values: Sequence[Any] = (), tail: str = "") -> list[Doc]:
         """Read documents by an SQL condition over the columns (``where`` is code, never client text)."""
-        rows = db.execute(f"SELECT doc FROM {self.table} WHERE {where} {tail}", values)
-        return [orjson.loads(row[0]) for row in rows]
+        rows = db.execute(f"SELECT doc, id FROM {self.table} WHERE {where} {tail}", values)
+        return [self._load(*row) for row in rows]
 
     def count(self, db: sqlite3.Connection, where: str = "1", values: Sequence[Any] = ()) -> int:
         """Count documents by an SQL condition over the columns."""
-        return int(db.execute(f"SELECT count(*) FROM {self.table} WHERE {where}", values).fetchone()[0])
+        with time_limit():
+            return int(db.execute(f"SELECT count(*) FROM {self.table} WHERE {where}", values).fetchone()[0])
 
     def find(
         self,
@@ -231,22 +265,29 @@ class Collection:
         paths = ", ".join(f"'$.{name}'" for name in wanted)
         picked = f"json_extract(doc, {paths})" if wanted else "doc"
         # First the page, sorted by columns alone, then its documents: sorting would copy them all.
-        rows = db.execute(
-            f"WITH page AS MATERIALIZED"
-            f" (SELECT rowid AS number FROM {self.table} WHERE {condition.sql()} {order} LIMIT ? OFFSET ?)"
-            f" SELECT {picked} FROM page CROSS JOIN {self.table} AS t ON t.rowid = page.number",
-            (*condition.values, limit, offset),
-        )
+        with time_limit():
+            rows = db.execute(
+                f"WITH page AS MATERIALIZED"
+                f" (SELECT rowid AS number FROM {self.table} WHERE {condition.sql()} {order} LIMIT ? OFFSET ?)"
+                f" SELECT {picked}, t.id FROM page CROSS JOIN {self.table} AS t ON t.rowid = page.number",
+                (*condition.values, limit, offset),
+            ).fetchall()
         found: list[Any]
-        if raw and not only:
-            found = [orjson.loads(row[0]) if ":null" in row[0] else orjson.Fragment(row[0]) for row in rows]
+        if wanted:
+            found = [self._pick(wanted, *row) for row in rows]
+        elif raw and not only:
+            found = [self._load(*row) if ":null" in row[0] else orjson.Fragment(row[0]) for row in rows]
         else:
-            found = [orjson.loads(row[0]) for row in rows]
+            found = [self._load(*row) for row in rows]
         if scroll is not None and "scroll_id" in scroll:
             scroll["scroll_id"] = f"{scroll['scroll_id'].split('.')[0]}.{offset + len(found)}"
-        if wanted:
-            return [{k: v for k, v in zip(wanted, row, strict=True) if v is not None} for row in found]
-        return [project_fields(doc, only) for doc in found] if only else found
+        return [project_fields(doc, only) for doc in found] if only and not wanted else found
+
+    def _pick(self, names: Sequence[str], text: str, id_: str) -> Doc:
+        values = loads(text) or []
+        doc = {name: value for name, value in zip(names, values, strict=False) if value is not None}
+        fitted: Doc = fit(doc, {name: self._shape[name] for name in names if name in self._shape})
+        return fitted | {"id": id_}
 
     def only_fields(self, args: Mapping[str, Any]) -> list[str]:
         """Read which fields a call wants; empty means all.
@@ -274,7 +315,7 @@ class Collection:
                 continue
             if name in spec.pattern:
                 if value != "":
-                    result.add(f"{self._expr(name)} REGEXP ?", _check_regex(name, value))
+                    result.add(f"{self._expr(name)} REGEXP ?", check_pattern(value, name))
             elif _matches(name, spec.lists):
                 self._list(result, name, value)
             elif _matches(name, spec.ranges):
@@ -293,8 +334,8 @@ class Collection:
                 raise errors.INVALID_FIELDS(f"{name} is not an argument of this call", fields=[name])
         if text := args.get("search_text"):
             fields = [name for name in ("name", "id", "comment") if name == "id" or name in spec.pattern]
-            like = "%" + str(text).replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
-            result.add(" OR ".join(f"{self._expr(f)} LIKE ? ESCAPE '\\'" for f in fields), *[like] * len(fields))
+            pattern = contains_pattern(text, "search_text")
+            result.add(" OR ".join(f"{self._expr(f)} REGEXP ?" for f in fields), *[pattern] * len(fields))
         return result
 
     def _expr(self, path: str) -> str:
@@ -445,7 +486,7 @@ class Collection:
         parts = _Where()
         for name in data["fields"]:
             if data.get("pattern") is not None:
-                pattern = "(?i)" + _check_regex(str(name), data["pattern"])
+                pattern = check_pattern(data["pattern"], str(name), ignore_case=True)
                 parts.add(f"{self._expr(str(name))} REGEXP ?", pattern)
             elif name in self.filters.dates:
                 inner = _Where()
@@ -488,13 +529,14 @@ class Collection:
             # The position lives in the id itself: no state to keep or to expire.
             token = args["scroll_id"] or f"{new_id()}.0"
             base, _, position = str(token).partition(".")
-            if not position.isdigit():
+            offset = whole_number(position)
+            if offset is None:
                 raise errors.INVALID_SCROLL_ID(scroll_id=token)
             if scroll is not None:
                 scroll["scroll_id"] = f"{base}.{position}"
             if args.get("refresh_scroll"):
-                return 0, max(int(position), size)
-            return int(position), size
+                return 0, max(offset, size)
+            return offset, size
         limit = min(page_size or MAX_PAGE_SIZE, MAX_PAGE_SIZE)
         return (page or 0) * limit, limit
 
@@ -512,16 +554,6 @@ def _json_path(path: str) -> str:
     if not path or any(c in path for c in "\"'\\\x00") or any(not part for part in path.split(".")):
         raise errors.FIELDS_VALUE_ERROR(f"{path!r} is no field", field=path)
     return "$" + "".join(f'."{part}"' for part in path.split("."))
-
-
-def _check_regex(name: str, pattern: Any) -> str:
-    if not isinstance(pattern, str):
-        raise errors.FIELDS_TYPE_ERROR("string expected", field=name)
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise errors.INVALID_REGEX_ERROR(str(error), field=name) from error
-    return pattern
 
 
 def _moment(name: str, value: Any) -> str:

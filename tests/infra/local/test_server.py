@@ -75,12 +75,24 @@ def test_it_keeps_little_memory(host: Host, root: str) -> None:
 
 
 def test_configuration_belongs_to_the_server_alone(host: Host, root: str, env: dict[str, str]) -> None:
-    lines = host.run_expect([0], f"{root}find /opt/clearml/config -printf '%m %U %p\\n'").stdout.splitlines()
+    lines = host.run_expect(
+        [0], f"{root}find /opt/clearml/config ! -name .trainyard-site -printf '%m %U %p\\n'"
+    ).stdout.splitlines()
     assert len(lines) >= 5
     for line in lines:
         mode, uid, path = line.split(" ", 2)
         assert mode in {"700", "400"}, line
         assert uid == env["CLEARML_SERVER_UID"], path
+
+
+def test_folders_carry_the_sites_mark(host: Host, root: str, variables: dict[str, Any]) -> None:
+    """What destroy.yml goes by; whoever else could write it would decide what is removed."""
+    for folder in ("", "/compose", "/config", "/data", "/logs"):
+        path = f"{variables.get('clearml_server_root', '/opt/clearml')}{folder}"
+        mark = json.loads(host.run_expect([0], f"{root}cat {path}/.trainyard-site").stdout)
+        assert mark["site"] == variables["site_name"], path
+        assert mark["folder"] == f"clearml_server_root{folder}", path
+        assert host.run_expect([0], f"{root}stat -c '%a %u' {path}/.trainyard-site").stdout.split() == ["644", "0"]
 
 
 def test_no_secret_is_seen(host: Host, root: str, variables: dict[str, Any]) -> None:

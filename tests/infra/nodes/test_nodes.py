@@ -308,7 +308,7 @@ def test_a_node_that_dies_loses_no_experiment(api: ClearmlApi) -> None:
         until("another node trains it", lambda: other(api, task, worker), 600, every=3)
         print(f"a dead node's experiment ran again after {time.monotonic() - started:.0f} s")
         until("it is done", lambda: get(api, task)[0]["status"] == "completed", 180)
-        assert any("put back in front of its queue" in line for line in console(api, task))
+        assert any("goes back to the front of its queue" in line for line in console(api, task))
     finally:
         subprocess.run(["docker", "start", dead], check=True, capture_output=True)
     until("all workers are there again", lambda: sorted(workers(api)) == WORKERS, 180)

@@ -17,6 +17,7 @@ from typing import IO, Any, Dict, Iterator, List, Mapping, NamedTuple, Optional,
 from urllib.parse import quote, unquote, urlparse
 
 from .._errors import ClearmlClientError
+from .._status import WHOLE
 
 __all__ = ["Artifact", "Files", "RangeFile", "Server", "ServerError", "Task", "connect"]
 
@@ -86,7 +87,7 @@ class Task(NamedTuple):
     def whole(self) -> bool:
         """Whether everybody may open it."""
         tagged = "dataset" in self.system_tags and "archived" not in self.system_tags
-        return tagged and self.status in ("completed", "published", "closed")
+        return tagged and self.status in WHOLE
 
 
 _FIELDS = [

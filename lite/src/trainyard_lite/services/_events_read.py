@@ -14,6 +14,7 @@ from typing import Any, Literal
 import orjson
 
 from .. import _errors as errors
+from .._bounds import load_object
 from .._collections import MODELS, TASKS
 from .._store import Doc
 from ._events_store import (
@@ -204,7 +205,7 @@ _LOG_COLUMNS = "id, time, lag, worker, iter, level, msg, extra"
 
 def _scalar(series: Series, row: Any, texts: _Texts) -> Doc:
     iteration, value, time, lag, worker, extra = row
-    more = {"value": value} | (orjson.loads(extra) if extra else {})
+    more = {"value": value} | (load_object(extra) if extra else {})
     event = _event(series, time, lag, texts[worker], iteration, more)
     event["model_event"] = bool(series.model)
     return event
@@ -217,7 +218,7 @@ def _log(series: Series, row: Any, texts: _Texts) -> Doc:
         more["level"] = level
     if msg is not None:
         more["msg"] = msg
-    event = _event(series, time, lag, texts[worker], iteration, more | (orjson.loads(extra) if extra else {}))
+    event = _event(series, time, lag, texts[worker], iteration, more | (load_object(extra) if extra else {}))
     event["model_event"] = bool(series.model)
     return event
 
@@ -292,7 +293,7 @@ def _whole(series: Series, row: Any, texts: _Texts) -> Doc:
         return _scalar(series, row, texts)
     if series.kind == LOG:
         return _log(series, row, texts)
-    doc: Doc = orjson.loads(row["doc"])
+    doc: Doc = load_object(row["doc"])
     return doc
 
 
@@ -370,7 +371,7 @@ def doc_events(
 ) -> list[Doc]:
     """Read vectors, images or plots of one series by an SQL condition (code, never a client's text)."""
     rows = db.execute(f"SELECT doc FROM event_doc WHERE series = ? AND {where} {tail}", (series.id, *values))
-    return [orjson.loads(row[0]) for row in rows]
+    return [load_object(row[0]) for row in rows]
 
 
 # Scrolls

@@ -14,9 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import orjson
-
 from .. import _errors as errors
+from .._bounds import load_object
 from .._store import Doc, new_id
 from ._events_read import MetricVariants, Series, select_series
 from ._events_store import IMAGE, NO_ITER
@@ -128,7 +127,7 @@ def _task_iterations(
                 (one.id, iteration),
             ).fetchone()
             if row:
-                events.append(orjson.loads(row[0]))
+                events.append(load_object(row[0]))
         if events:
             iterations.append({"iter": iteration, "events": events})
     return sorted(iterations, key=lambda item: -item["iter"])
@@ -192,7 +191,7 @@ def _image(
         f" ORDER BY iter {order}, url DESC LIMIT 1",
         (one.series, one.low, *values),
     ).fetchone()
-    return (row[0], orjson.loads(row[1])) if row else None
+    return (row[0], load_object(row[1])) if row else None
 
 
 def _image_answer(scroll_id: str | None, walk: _ImageWalk | None = None, event: Doc | None = None) -> Doc:
@@ -302,7 +301,7 @@ def _plots(
         " ORDER BY s.variant LIMIT ?",
         (row[0], _MAX_PLOTS),
     )
-    return row[0], [orjson.loads(doc[0]) for doc in docs]
+    return row[0], [load_object(doc[0]) for doc in docs]
 
 
 def _plot_ranges(db: sqlite3.Connection, kind: int, task: str, metric: str | None) -> dict[str, tuple[int, int]]:

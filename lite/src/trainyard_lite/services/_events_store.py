@@ -12,7 +12,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import sqlite3
 import time
 from collections import Counter
@@ -22,9 +21,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 import orjson
+import re2  # type: ignore[import-untyped]
 
 from .. import _clock
 from .. import _errors as errors
+from .._bounds import load_object
 from .._collections import MODELS, TASKS
 from .._db import Database
 from .._store import Collection, Doc
@@ -67,7 +68,7 @@ _SCALAR_FIELDS = frozenset(
      "allow_locked", "x_axis_label", "values", "ts")
 )  # fmt: skip
 _LOG_FIELDS = (_SCALAR_FIELDS - {"value", "values"}) | {"msg", "level"}
-_URLS = re.compile(r"""['"]source['"]:\s?['"]([a-z][a-z0-9+\-.]*://.*?)['"]""", re.IGNORECASE)
+_URLS = re2.compile(r"""(?i)['"]source['"]:\s?['"]([a-z][a-z0-9+\-.]*://.*?)['"]""")
 
 # time: milliseconds since 1970, as the client gave it; lag: how much later it was written.
 SCHEMA = """
@@ -624,5 +625,5 @@ def task_event_urls(db: sqlite3.Connection, task_ids: Iterable[str]) -> list[str
             if kind == IMAGE and url:
                 urls.add(url)
             elif kind == PLOT and '"source_urls"' in doc:
-                urls.update(orjson.loads(doc)["source_urls"])
+                urls.update(u for u in load_object(doc).get("source_urls") or () if isinstance(u, str))
     return sorted(urls)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from .. import _errors as errors
-from .._clock import ago, now
+from .._clock import ago, now, read_time
 from .._collections import MODELS, TASKS
 from .._refs import DELETED
 from .._settings import COMPANY_ID
@@ -101,7 +101,7 @@ def check_transition(task: Doc, status: str, force: bool = False) -> None:
         ApiError: 400 ``invalid task status`` with both statuses.
     """
     current = task["status"]
-    if not force and status != current and status not in NEXT[current]:
+    if not force and status != current and status not in NEXT.get(current, ()):
         raise errors.INVALID_TASK_STATUS("Invalid status change", current_status=current, new_status=status)
 
 
@@ -133,9 +133,9 @@ def change_status(
     """
     check_transition(task, status, force)
     moment = now()
-    if task["status"] == "in_progress" and status != "in_progress" and task.get("started"):
-        begun = datetime.fromisoformat(max(task["started"], task.get("status_changed") or ""))
-        seconds = int((datetime.fromisoformat(moment) - begun).total_seconds())
+    times = [time for name in ("started", "status_changed") if (time := read_time(task.get(name)))]
+    if task["status"] == "in_progress" and status != "in_progress" and read_time(task.get("started")):
+        seconds = int((datetime.now(UTC) - max(times)).total_seconds())
         task["active_duration"] = (task.get("active_duration") or 0) + max(0, seconds)
     if status == "queued":
         task["system_tags"] = [tag for tag in task["system_tags"] if tag != DEVELOPMENT]

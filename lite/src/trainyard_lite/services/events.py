@@ -6,11 +6,11 @@ import string
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
-import orjson
 from pydantic import Field
 from starlette.responses import Response, StreamingResponse
 
 from .. import _errors as errors
+from .._bounds import dumps, load_object
 from .._collections import MODELS, TASKS
 from .._rpc import Call, OpenRequest, Request, endpoint
 from .._settings import COMPANY_ID
@@ -209,12 +209,13 @@ def _axis_labels(call: Call, task: str, *, model: bool) -> dict[tuple[str, str],
     table = (MODELS if model else TASKS).table
     sql = f"SELECT json_extract(doc, '$.last_metrics') FROM {table} WHERE id = ?"
     row = call.db.read().execute(sql, (task,)).fetchone()
-    metrics = orjson.loads(row[0]) if row and row[0] and "x_axis_label" in row[0] else {}
+    metrics = load_object(row[0]) if row and isinstance(row[0], str) and "x_axis_label" in row[0] else {}
     return {
-        (entry["metric"], entry["variant"]): entry["x_axis_label"]
+        (str(entry.get("metric")), str(entry.get("variant"))): str(entry["x_axis_label"])
         for variants in metrics.values()
+        if isinstance(variants, dict)
         for entry in variants.values()
-        if entry.get("x_axis_label") is not None
+        if isinstance(entry, dict) and entry.get("x_axis_label") is not None
     }
 
 
@@ -459,8 +460,10 @@ def download_task_log(call: Call, request: DownloadLogRequest) -> Response:
     def line(event: Doc) -> bytes:
         event["asctime"] = event["timestamp"]
         if as_json:
-            return orjson.dumps({k: v for k, v in event.items() if k not in ("timestamp", "type", "task")}) + b"\n"
-        return "".join(text + (str(event.get(name, "")) if name else "") for text, name in template).encode()
+            return dumps({k: v for k, v in event.items() if k not in ("timestamp", "type", "task")}) + b"\n"
+        return "".join(text + (str(event.get(name, "")) if name else "") for text, name in template).encode(
+            "utf-8", "replace"
+        )
 
     def generate() -> Iterator[bytes]:
         after = (-1, -1)
@@ -650,7 +653,7 @@ def get_multi_task_plots(call: Call, request: MultiTaskPlotsRequest) -> Doc:
         if doc:
             place = plots.setdefault(metric, {}).setdefault(variant, {}).setdefault(task, {})
             entry = place.setdefault(str(iteration), {"name": names[task], "plots": []})
-            entry["plots"].append(orjson.loads(doc[0]))
+            entry["plots"].append(load_object(doc[0]))
     scroll = read.make_token({"offset": offset + len(page)}) if page else read.EMPTY_SCROLL
     return {
         "plots": plots,

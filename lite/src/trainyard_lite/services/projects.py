@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sqlite3
 from collections import defaultdict
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from pydantic import Field
 from .. import _errors as errors
 from .._clock import ago, now
 from .._collections import MODELS, PROJECTS, TASKS
+from .._patterns import check_pattern, matches, time_limit
 from .._refs import expand, split_references
 from .._rpc import Call, OpenRequest, Request, endpoint
 from .._settings import COMPANY_ID
@@ -530,6 +530,8 @@ def get_unique_metric_variants(call: Call, request: MetricVariantsRequest) -> Do
     for doc in (MODELS if request.model_metrics else TASKS).select(db, where, values):
         for metric_hash, variants in (doc.get("last_metrics") or {}).items():
             for variant_hash, last in variants.items():
+                if not isinstance(last, dict) or not all(isinstance(last.get(k), str) for k in ("metric", "variant")):
+                    continue
                 found[last["metric"], last["variant"]] = {
                     "metric": last["metric"],
                     "metric_hash": metric_hash,
@@ -594,10 +596,9 @@ def get_hyperparam_values(call: Call, request: HyperparamValuesRequest) -> Doc:
         where, values = f"project IN ({', '.join('?' * len(ids))})", list(ids)
     found = sorted(_all_parameters(db, where, values)[request.section, request.name])
     if request.pattern:
-        try:
-            found = [value for value in found if re.search(request.pattern, value)]
-        except re.error as error:
-            raise errors.INVALID_REGEX_ERROR(err=str(error)) from error
+        pattern = check_pattern(request.pattern, "pattern")
+        with time_limit():
+            found = [value for value in found if matches(pattern, value)]
     start = request.page * request.page_size
     return {"total": len(found), "values": found[start : start + request.page_size]}
 

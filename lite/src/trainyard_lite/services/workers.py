@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import sqlite3
 from datetime import UTC, datetime
 from typing import Any
@@ -12,8 +11,10 @@ import orjson
 from pydantic import ConfigDict, Field
 
 from .. import _errors as errors
-from .._clock import ago, now
+from .._bounds import load_texts
+from .._clock import ago, now, read_time
 from .._collections import PROJECTS, QUEUES, TASKS
+from .._patterns import matches, time_limit, wildcard_pattern
 from .._rpc import Call, OpenRequest, Request, State, endpoint
 from .._settings import COMPANY_ID
 from .._store import Doc
@@ -203,7 +204,7 @@ def expire_workers(state: State) -> int:
         gone = [
             row["id"]
             for row in db.execute("SELECT id, last_seen, timeout FROM worker").fetchall()
-            if max(row["last_seen"], opened) < ago(row["timeout"])
+            if max(str(row["last_seen"]), opened) < ago(_timeout(row["timeout"], state))
         ]
         for id_ in gone:
             db.execute("DELETE FROM worker WHERE id = ?", (id_,))
@@ -213,6 +214,10 @@ def expire_workers(state: State) -> int:
         horizon = int(datetime.now(UTC).timestamp() * 1000) - _STATS_KEPT_MS
         db.execute("DELETE FROM worker_stat WHERE time < ?", (horizon,))
     return len(gone)
+
+
+def _timeout(value: object, state: State) -> int:
+    return value if isinstance(value, int) and 0 < value <= 2**31 else state.settings.worker_timeout_sec
 
 
 def running_worker(db: sqlite3.Connection, task_id: str) -> Doc | None:
@@ -232,7 +237,7 @@ def workers_by_queue(db: sqlite3.Connection) -> dict[str, list[Doc]]:
             "key": _key(row),
             "task": {"id": task["id"], "name": task["name"]} if task else None,
         }
-        for queue in orjson.loads(row["queues"]):
+        for queue in load_texts(row["queues"]):
             serving.setdefault(queue, []).append(worker)
     return serving
 
@@ -257,12 +262,13 @@ def _select(db: sqlite3.Connection, request: GetAllRequest) -> list[sqlite3.Row]
         include = {tag for tag in wanted or () if not tag.startswith("-")}
         exclude = {tag[1:] for tag in wanted or () if tag.startswith("-")}
         if include:
-            rows = [row for row in rows if include & set(orjson.loads(row[column]))]
+            rows = [row for row in rows if include & set(load_texts(row[column]))]
         if exclude:
-            rows = [row for row in rows if not exclude & set(orjson.loads(row[column]))]
+            rows = [row for row in rows if not exclude & set(load_texts(row[column]))]
     if request.worker_pattern:
-        text = re.escape(request.worker_pattern).replace(r"\*", ".*").replace(r"\?", ".?")
-        rows = [row for row in rows if re.fullmatch(text, row["id"])]
+        pattern = wildcard_pattern(request.worker_pattern, "worker_pattern")
+        with time_limit():
+            rows = [row for row in rows if matches(pattern, row["id"])]
     return rows
 
 
@@ -283,7 +289,8 @@ def _queue_info(db: sqlite3.Connection, id_: str) -> Doc:
 
 
 def _seconds_since(text: str) -> int:
-    return int((datetime.now(UTC) - datetime.fromisoformat(text)).total_seconds())
+    moment = read_time(text)
+    return int((datetime.now(UTC) - moment).total_seconds()) if moment else 0
 
 
 def _worker(db: sqlite3.Connection, row: sqlite3.Row, users: dict[str, str]) -> Doc:
@@ -293,12 +300,12 @@ def _worker(db: sqlite3.Connection, row: sqlite3.Row, users: dict[str, str]) -> 
         "company": {"id": COMPANY_ID, "name": "clearml"},
         "user": {"id": row["user"], "name": users.get(row["user"], "")},
         "ip": row["ip"],
-        "queues": [_queue_info(db, id_) for id_ in orjson.loads(row["queues"])],
+        "queues": [_queue_info(db, id_) for id_ in load_texts(row["queues"])],
         "register_time": row["registered"],
         "register_timeout": row["timeout"],
         "last_activity_time": row["last_seen"],
-        "tags": orjson.loads(row["tags"]),
-        "system_tags": orjson.loads(row["system_tags"]),
+        "tags": load_texts(row["tags"]),
+        "system_tags": load_texts(row["system_tags"]),
     }
     if row["last_report"]:
         worker["last_report_time"] = row["last_report"]

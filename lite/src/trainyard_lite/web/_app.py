@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import re
+import logging
+import math
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote, urlsplit
+from typing import Any, TypeGuard
+from urllib.parse import parse_qsl, quote, urlsplit
 
 import jinja2
+import jinja2.ext
+import re2  # type: ignore[import-untyped]
+from markupsafe import Markup
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -19,13 +23,20 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from .._bounds import dumps, loads, whole_number
+from .._clock import read_time
+from .._edge import is_foreign
 from .._errors import ApiError
 from .._rpc import API_VERSION, Call, State, invoke, resolve
 from .._store import Doc
 
 _HERE = Path(__file__).parent
+_log = logging.getLogger("trainyard_lite.web")
 _PAGE_SIZE = 50
+_MAX_SHOWN = 200  # characters of a name
+_MAX_LONG = 100_000  # characters of a text such as a diff
 _MAX_FORM_BYTES = 262_144
+_MAX_LOGIN_BYTES = 16_384
 _STATUSES = ("created", "queued", "in_progress", "completed", "published", "stopped", "failed", "closed")
 _TABS = {
     "console": "Console",
@@ -66,9 +77,30 @@ _CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data: {files}; "
     "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
 )
-_ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07]*\x07|[\x00-\x08\x0b\x0c\x0e-\x1f]")
+# RE2: the text is an experiment's, and many unfinished escapes cost Python's re minutes.
+_ANSI = re2.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07]*\x07|[\x00-\x08\x0b\x0c\x0e-\x1f]")
 
 Page = Callable[["_Visit"], Awaitable[Response]]
+
+
+class _Part(jinja2.ext.Extension):
+    """``{% part %} ... {% endpart %}``: what cannot be rendered is a placeholder, and the rest of the page is there."""
+
+    tags = {"part"}
+
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        """Read the block."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endpart",), drop_needle=True)
+        return jinja2.nodes.CallBlock(self.call_method("_render"), [], [], body).set_lineno(line)
+
+    @staticmethod
+    def _render(caller: Callable[[], str]) -> str:
+        try:
+            return caller()
+        except Exception as error:  # whatever the database holds: this is the place that stands it
+            _log.warning("a part of a page cannot be shown: %s: %s", type(error).__name__, str(error)[:200])
+            return Markup('<span class="broken" title="The stored value cannot be shown">cannot be shown</span>')
 
 
 class _Visit:
@@ -90,8 +122,22 @@ class _Visit:
             call = Call(state=self.site.state, identity=self.identity, endpoint=name)
             return invoke(call, resolve(name, API_VERSION), args)
 
-        result: Doc = await run_in_threadpool(work)
+        try:
+            result: Doc = await run_in_threadpool(work)
+        except ApiError:
+            raise
+        except Exception as error:
+            _log.exception("%s failed", name)
+            raise ApiError(500, 0, f"{name} failed: {type(error).__name__}") from error
         return result
+
+    async def part(self, work: Awaitable[Any], otherwise: Any) -> Any:
+        """Return what a part of the page shows; ``otherwise`` if that cannot be read: the rest of the page is there."""
+        try:
+            return await work
+        except Exception as error:
+            _log.warning("a part of %s cannot be read: %s", self.request.url.path, str(error)[:200])
+            return otherwise
 
     def page(self, template: str, status: int = 200, **context: Any) -> Response:
         """Render a page."""
@@ -114,6 +160,8 @@ class _Site:
             trim_blocks=True,
             lstrip_blocks=True,
             undefined=jinja2.StrictUndefined,
+            extensions=[_Part],
+            finalize=_printable,
         )
         self._jinja.globals |= {"asset": self._asset, "tabs": _TABS, "statuses": _STATUSES, "task_url": task_url}
         self._jinja.filters |= {
@@ -122,15 +170,20 @@ class _Site:
             "duration": duration,
             "size": size,
             "number": number,
+            "short": short,
+            "long": long,
             "link": self.link,
         }
 
     def _asset(self, name: str) -> str:
         return f"/static/{name}?v={self._assets[name]}"
 
-    def link(self, uri: str | None) -> str | None:
-        """Give an address that may become a link: files of http servers only (no ``javascript:``)."""
-        return uri if uri and urlsplit(uri).scheme in ("http", "https") else None
+    def link(self, uri: object) -> str | None:
+        """Return an address that may become a link: files of http servers only (no ``javascript:``)."""
+        try:
+            return uri if isinstance(uri, str) and urlsplit(uri).scheme in ("http", "https") else None
+        except ValueError:  # such as http://[::1
+            return None
 
     def render(self, template: str, status: int = 200, **context: Any) -> Response:
         context.setdefault("me", None)
@@ -142,38 +195,57 @@ class _Site:
         return self.render("error.html", status, title=title, text=text, me=me)
 
 
-# What people read
+# What people read.  These take whatever the database holds.
+
+
+def _printable(value: Any) -> Any:
+    """Return what a page shows of a value: UTF-8 without NUL."""
+    if isinstance(value, str) and not isinstance(value, Markup):
+        if "\0" in value:
+            value = value.replace("\0", "\ufffd")
+        return value if value.isascii() else value.encode("utf-8", "replace").decode()
+    return value
+
+
+def short(text: object) -> str:
+    """Return a name of at most some 200 characters."""
+    text = text if isinstance(text, str) else str(text)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
+
+
+def long(text: object) -> str:
+    """Return a text of at most some 100,000 characters: a page is for reading."""
+    text = text if isinstance(text, str) else "" if text is None else str(text)
+    return text if len(text) <= _MAX_LONG else f"{text[:_MAX_LONG]}\n… and {len(text) - _MAX_LONG} characters more"
 
 
 def task_url(task: Doc, tab: str = "console") -> str:
     """Give the page of an experiment, by the path that the SDK prints too."""
-    project = task.get("project") or "*"
-    project = project.get("id", "*") if isinstance(project, dict) else project
+    project = task.get("project")
+    project = project.get("id") if isinstance(project, dict) else project
+    project = project if project and isinstance(project, str) else "*"
     return f"/projects/{quote(project, safe='*')}/tasks/{quote(task['id'])}/{_OUR_PATHS[tab]}"
 
 
-def _parse(text: str | None) -> datetime | None:
-    try:
-        return datetime.fromisoformat(text) if text else None
-    except ValueError:
-        return None
-
-
-def moment(text: str | None) -> str:
+def moment(text: object) -> str:
     """Print a time for people."""
-    when = _parse(text)
+    when = read_time(text)
     return f"{when:%Y-%m-%d %H:%M:%S} UTC" if when else "–"  # noqa: RUF001
 
 
-def ago(text: str | None) -> str:
+def ago(text: object) -> str:
     """Print how long ago something was."""
-    when = _parse(text)
+    when = read_time(text)
     return f"{duration((datetime.now(UTC) - when).total_seconds())} ago" if when else "never"
 
 
-def duration(seconds: float | None) -> str:
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def duration(seconds: object) -> str:
     """Print a number of seconds for people."""
-    if seconds is None:
+    if not _is_number(seconds):
         return "–"  # noqa: RUF001
     whole = max(0, int(seconds))
     days, rest = divmod(whole, 86_400)
@@ -186,9 +258,9 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def size(count: float | None) -> str:
+def size(count: object) -> str:
     """Print a number of bytes for people."""
-    if count is None:
+    if not _is_number(count):
         return "–"  # noqa: RUF001
     value = float(count)
     for unit in ("B", "kB", "MB", "GB"):
@@ -200,27 +272,33 @@ def size(count: float | None) -> str:
 
 def number(value: Any) -> str:
     """Print a metric's value."""
-    return f"{value:.4g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+    return f"{value:.4g}" if _is_number(value) else short(value)
 
 
 def _seconds(task: Doc) -> float | None:
-    begun = _parse(task.get("started"))
+    begun = read_time(task.get("started"))
     if task.get("status") == "in_progress" and begun:
         return (datetime.now(UTC) - begun).total_seconds()
-    if task.get("active_duration") is not None:
+    if _is_number(task.get("active_duration")):
         return float(task["active_duration"])
-    ended = _parse(task.get("completed"))
+    ended = read_time(task.get("completed"))
     return (ended - begun).total_seconds() if begun and ended else None
 
 
 def _headline(task: Doc, limit: int = 3) -> list[Doc]:
     """Pick the metrics that a list has room for; what the machine did is not among them."""
+    metrics = task.get("last_metrics")
     found = [
-        variant
-        for variants in (task.get("last_metrics") or {}).values()
-        for variant in variants.values()
-        if not str(variant.get("metric", "")).startswith(":monitor")
+        {
+            "metric": str(variant.get("metric", "")),
+            "variant": str(variant.get("variant", "")),
+            "value": variant["value"],
+        }
+        for variants in (metrics.values() if isinstance(metrics, dict) else ())
+        for variant in (variants.values() if isinstance(variants, dict) else ())
+        if isinstance(variant, dict) and "value" in variant
     ]
+    found = [v for v in found if not v["metric"].startswith(":monitor")]
     return sorted(found, key=lambda v: (v["metric"] != "Summary", v["metric"], v["variant"]))[:limit]
 
 
@@ -243,38 +321,34 @@ def _cookie(site: _Site, response: Response, token: str | None) -> Response:
 
 def _safe_target(target: str) -> str:
     """Keep a redirect on this site."""
-    return target if re.match(r"^/(?![/\\])", target) and not re.search(r"[\x00-\x1f]", target) else "/"
+    inside = target.startswith("/") and target[1:2] not in ("/", "\\") and all(c >= " " for c in target)
+    return target if inside else "/"
 
 
-def _same_origin(request: Request) -> bool:
-    """Tell whether a form was sent from this very page: browsers say so, and a foreign page cannot lie."""
-    origin = request.headers.get("origin")
-    if origin is None:
-        return request.headers.get("sec-fetch-site") in (None, "same-origin", "none")
-    return urlsplit(origin).netloc == request.headers.get("host")
-
-
-async def _form(request: Request) -> dict[str, str]:
-    length = request.headers.get("content-length", "0")
-    if not length.isdigit() or int(length) > _MAX_FORM_BYTES:
-        raise ApiError(413, 0, "The form is too long")
-    async with request.form(max_files=0, max_fields=1000) as form:
-        return {key: value for key, value in form.items() if isinstance(value, str)}
+async def _form(site: _Site, request: Request, limit: int = _MAX_FORM_BYTES) -> dict[str, str]:
+    # The pages' forms are of this type only; text/plain is how another site's page would send JSON.
+    kind = request.headers.get("content-type", "").partition(";")[0].strip()
+    if kind not in ("application/x-www-form-urlencoded", ""):
+        raise ApiError(415, 0, "The form is not application/x-www-form-urlencoded")
+    async with site.state.bodies.read(request, limit) as body:
+        try:
+            return dict(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=1000))
+        except ValueError as error:
+            raise ApiError(400, 0, "The form has more than 1000 fields") from error
 
 
 async def _login(site: _Site, request: Request) -> Response:
     target = _safe_target(request.query_params.get("next", "/"))
     if request.method != "POST":
         return site.render("login.html", target=target, error="", username="")
-    if not _same_origin(request):
+    if is_foreign(request, site.state.settings):
         return site.error(403, "Not from here", "This form was sent from another page.")
-    form = await _form(request)
+    form = await _form(site, request, _MAX_LOGIN_BYTES)
     target = _safe_target(form.get("next", "/"))
     username = form.get("username", "")
-    ip = request.client.host if request.client else ""
     try:
         auth = site.state.auth
-        identity = await run_in_threadpool(auth.check_secret, username, form.get("password", ""), ip)
+        identity = await auth.log_in(username, form.get("password", ""), site.state.proxies.client(request))
     except ApiError as error:
         text = "Too many tries: wait a moment." if error.code == 429 else "Wrong user or password."
         return site.render("login.html", error.code, target=target, error=text, username=username)
@@ -282,7 +356,7 @@ async def _login(site: _Site, request: Request) -> Response:
 
 
 async def _logout(site: _Site, request: Request) -> Response:
-    if not _same_origin(request):
+    if is_foreign(request, site.state.settings):
         return site.error(403, "Not from here", "This form was sent from another page.")
     token = request.cookies.get(site.state.settings.cookie_name, "")
     with contextlib.suppress(ApiError):  # an invalid token is logged out already
@@ -301,7 +375,7 @@ _LIST_FIELDS = [
 
 async def _tasks(visit: _Visit) -> Response:
     query = visit.request.query_params
-    page = int(query["page"]) if query.get("page", "").isdigit() and len(query["page"]) < 7 else 0
+    page = whole_number(query.get("page", ""), 999_999) or 0
     status, text, project = query.get("status", ""), query.get("q", "").strip(), query.get("project", "")
     args: Doc = {
         "only_fields": _LIST_FIELDS,
@@ -319,7 +393,8 @@ async def _tasks(visit: _Visit) -> Response:
     tasks = (await visit.api("tasks.get_all_ex", **args))["tasks"]
     for task in tasks:
         task |= {"headline": _headline(task), "seconds": _seconds(task)}
-    projects = (await visit.api("projects.get_all", only_fields=["id", "name"], order_by=["name"]))["projects"]
+    call = visit.api("projects.get_all", only_fields=["id", "name"], order_by=["name"])
+    projects = (await visit.part(call, {"projects": []}))["projects"]
     return visit.page(
         "tasks.html", tasks=tasks, projects=projects, page=page, more=len(tasks) == _PAGE_SIZE,
         wanted=status, text=text, project=project, filtered=bool(status or text or project),
@@ -333,7 +408,7 @@ async def _projects(visit: _Visit) -> Response:
 
 async def _workers(visit: _Visit) -> Response:
     workers = (await visit.api("workers.get_all", last_seen=86_400))["workers"]
-    queues = (await visit.api("queues.get_all_ex", order_by=["name"]))["queues"]
+    queues = (await visit.part(visit.api("queues.get_all_ex", order_by=["name"]), {"queues": []}))["queues"]
     stats = await run_in_threadpool(_machine_stats, visit.site.state)
     for worker in workers:
         worker["stats"] = stats.get(worker["id"], {})
@@ -341,10 +416,9 @@ async def _workers(visit: _Visit) -> Response:
 
 
 def _machine_stats(state: State) -> dict[str, Doc]:
-    import orjson
-
     rows = state.db.read().execute("SELECT id, stats FROM worker WHERE stats IS NOT NULL")
-    return {row["id"]: orjson.loads(row["stats"]) for row in rows}
+    found = {row["id"]: loads(row["stats"]) for row in rows}
+    return {id_: stats for id_, stats in found.items() if isinstance(stats, dict)}
 
 
 def _tab(rest: str) -> str:
@@ -372,22 +446,27 @@ async def _task(visit: _Visit) -> Response:
     task |= {key: names[key] for key in ("project", "user", "parent") if key in names}
     task["queue"] = (names.get("execution") or {}).get("queue")
     task |= {"headline": _headline(task, 6), "seconds": _seconds(task)}
-    context: Doc = {}
+    context: Doc = {"unread": False}
     if tab == "plots":
-        context["plots"] = (await visit.api("events.get_task_plots", task=task["id"], iters=1))["plots"]
+        found = await visit.part(visit.api("events.get_task_plots", task=task["id"], iters=1), None)
+        context |= {"plots": found["plots"] if found else [], "unread": found is None}
     elif tab == "samples":
-        context |= await _samples(visit, task)
+        groups = await visit.part(_samples(visit, task), None)
+        context |= {"groups": groups or [], "unread": groups is None}
     elif tab == "artifacts":
-        ids = [item["model"]["id"] for kind in ("input", "output") for item in task["models"][kind] if "model" in item]
-        models = (await visit.api("models.get_all", id=ids))["models"] if ids else []
-        context["models"] = {model["id"]: model for model in models}
+        models = task.get("models") or {}
+        linked = [item.get("model") for kind in ("input", "output") for item in models.get(kind) or []]
+        ids = [str(model["id"]) for model in linked if isinstance(model, dict) and model.get("id")]
+        found = await visit.part(visit.api("models.get_all", id=ids), None) if ids else {"models": []}
+        context |= {"models": {m["id"]: m for m in found["models"]} if found else {}, "unread": found is None}
     queues: list[Doc] = []
     if task["status"] != "in_progress":
-        queues = (await visit.api("queues.get_all", only_fields=["id", "name"], order_by=["name"]))["queues"]
+        call = visit.api("queues.get_all", only_fields=["id", "name"], order_by=["name"])
+        queues = (await visit.part(call, {"queues": []}))["queues"]
     return visit.page("task.html", task=task, tab=tab, queues=queues, **context)
 
 
-async def _samples(visit: _Visit, task: Doc) -> Doc:
+async def _samples(visit: _Visit, task: Doc) -> list[Doc]:
     """Collect the debug samples of a task, newest iteration first."""
     metrics = (await visit.api("events.get_task_metrics", tasks=[task["id"]], event_type="training_debug_image"))[
         "metrics"
@@ -401,7 +480,7 @@ async def _samples(visit: _Visit, task: Doc) -> Doc:
         for entry in answer["metrics"]:
             for iteration in entry["iterations"]:
                 groups.append({"metric": name, "iter": iteration["iter"], "events": iteration["events"]})
-    return {"groups": groups}
+    return groups
 
 
 async def _model(visit: _Visit) -> Response:
@@ -426,25 +505,34 @@ async def _log_data(visit: _Visit) -> Response:
     task = visit.request.path_params["task"]
     since = query.get("from", "")
     args: Doc = {"task": task, "batch_size": 1000, "order": "asc"}
-    if since.isdigit() and len(since) < 16:
-        args |= {"navigate_earlier": False, "from_timestamp": int(since)}
+    if (moment := whole_number(since)) is not None:
+        args |= {"navigate_earlier": False, "from_timestamp": moment}
     answer = await visit.api("events.get_task_log", **args)
     events = sorted(answer["events"], key=lambda event: event["timestamp"])
     status = (await visit.api("tasks.get_by_id_ex", id=[task], only_fields=["status"], search_hidden=True))["tasks"]
-    return JSONResponse(
-        {
-            "status": status[0]["status"],
-            "last": events[-1]["timestamp"] if events else None,
-            "lines": [
-                {
-                    "time": datetime.fromtimestamp(event["timestamp"] / 1000, UTC).strftime("%H:%M:%S"),
-                    "level": str(event.get("level", "")).lower(),
-                    "text": _ANSI.sub("", str(event.get("msg", ""))).rstrip("\n"),
-                }
-                for event in events
-            ],
-        }
-    )
+    data = {
+        "status": status[0].get("status", "") if status else "",
+        "last": events[-1]["timestamp"] if events else None,
+        "lines": await run_in_threadpool(lambda: [_log_line(event) for event in events]),
+    }
+    return _json(data)
+
+
+def _json(data: Doc) -> Response:
+    return Response(dumps(data), media_type="application/json")
+
+
+def _log_line(event: Doc) -> Doc:
+    try:
+        time = datetime.fromtimestamp(event["timestamp"] / 1000, UTC).strftime("%H:%M:%S")
+    except (TypeError, ValueError, OverflowError, OSError):
+        time = ""
+    text = str(event.get("msg", "")).encode("utf-8", "replace").decode()
+    return {
+        "time": time,
+        "level": str(event.get("level", "")).lower(),
+        "text": re2.sub(_ANSI, "", text[:_MAX_LONG]).rstrip("\n"),
+    }
 
 
 async def _scalar_data(visit: _Visit) -> Response:
@@ -452,13 +540,12 @@ async def _scalar_data(visit: _Visit) -> Response:
     metrics = await visit.api("events.scalar_metrics_iter_histogram", task=task, key="iter", samples=1000)
     single = await visit.api("events.get_task_single_value_metrics", tasks=[task])
     status = (await visit.api("tasks.get_by_id_ex", id=[task], only_fields=["status"], search_hidden=True))["tasks"]
-    return JSONResponse(
-        {
-            "status": status[0]["status"] if status else "",
-            "metrics": metrics,
-            "single": single["tasks"][0]["values"] if single["tasks"] else [],
-        }
-    )
+    data = {
+        "status": status[0].get("status", "") if status else "",
+        "metrics": metrics,
+        "single": single["tasks"][0]["values"] if single["tasks"] else [],
+    }
+    return _json(data)
 
 
 # Actions
@@ -468,9 +555,9 @@ async def _settings(visit: _Visit) -> Response:
     """Show the caller's key pairs; make and revoke them."""
     made: Doc | None = None
     if visit.request.method == "POST":
-        if not _same_origin(visit.request):
+        if is_foreign(visit.request, visit.site.state.settings):
             return visit.site.error(403, "Not from here", "This form was sent from another page.", visit.identity)
-        form = await _form(visit.request)
+        form = await _form(visit.site, visit.request)
         if "revoke" in form:
             await visit.api("auth.revoke_credentials", access_key=form["revoke"])
         else:
@@ -495,9 +582,9 @@ async def _set_parameters(visit: _Visit, task: str, form: dict[str, str]) -> Non
 
 async def _act(visit: _Visit) -> Response:
     """Abort, enqueue, clone or archive an experiment, as the API allows it."""
-    if not _same_origin(visit.request):
+    if is_foreign(visit.request, visit.site.state.settings):
         return visit.site.error(403, "Not from here", "This form was sent from another page.", visit.identity)
-    form = await _form(visit.request)
+    form = await _form(visit.site, visit.request)
     task, action = visit.request.path_params["task"], visit.request.path_params["action"]
     if action == "abort":
         await visit.api("tasks.stop", task=task, status_reason="stopped on the page")

@@ -61,7 +61,8 @@ function ticks(low, high) {
   const step = 10 ** Math.floor(Math.log10((high - low) / 5 || 1));
   const width = [1, 2, 5, 10].map((m) => m * step).find((s) => (high - low) / s <= 6) ?? step;
   const found = [];
-  for (let at = Math.ceil(low / width) * width; at <= high + 1e-9 * width; at += width) found.push(at);
+  // Counted: beside a large number a small step is lost, and `at` would stay where it is.
+  for (let at = Math.ceil(low / width) * width; at <= high + 1e-9 * width && found.length < 20; at += width) found.push(at);
   return found;
 }
 
@@ -122,16 +123,18 @@ function table(trace) {
   return made;
 }
 
+/** Draw one plot; one that cannot be drawn is a note in its own place, and leaves the others alone. */
 export function drawPlot(place) {
-  let figure;
   try {
-    figure = JSON.parse(place.dataset.plot);
-  } catch {
-    place.textContent = "This plot is not JSON.";
-    return;
+    draw(place, JSON.parse(place.dataset.plot));
+  } catch (error) {
+    place.textContent = `This plot cannot be drawn: ${error.message}`;
   }
-  const traces = Array.isArray(figure.data) ? figure.data : [];
-  const layout = figure.layout ?? {};
+}
+
+function draw(place, figure) {
+  const traces = (Array.isArray(figure?.data) ? figure.data : []).filter((t) => t !== null && typeof t === "object");
+  const layout = figure?.layout ?? {};
   const kinds = new Set(traces.map((t) => t.type ?? "scatter"));
   let drawn = null;
   if (kinds.has("heatmap")) drawn = heatmap(traces.find((t) => t.type === "heatmap"), layout);

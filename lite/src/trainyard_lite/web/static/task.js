@@ -106,7 +106,7 @@ function drawScalars() {
       }
       singles.get(key).textContent = Number(value.value).toPrecision(4);
     }
-    for (const title of titles) {
+    for (const title of titles) try {
       const names = Object.keys(data.metrics[title]).sort();
       const values = columns(names.map((name) => data.metrics[title][name]));
       const shape = names.join("\n");
@@ -139,12 +139,14 @@ function drawScalars() {
         }, values, chart.card);
         chart.card.dataset.points = String(values[0].length);
       }
+    } catch (error) {
+      charts.get(title)?.card.replaceChildren(element("h2", title), element("p", `This chart cannot be drawn: ${error.message}`, "hint"));
     }
     document.getElementById("nocharts").hidden = charts.size + singles.size > 0;
     return false;
   });
   addEventListener("resize", () => {
-    for (const { plot, card } of charts.values()) plot.setSize({ width: Math.max(240, card.clientWidth - 36), height: 230 });
+    for (const { plot, card } of charts.values()) plot?.setSize({ width: Math.max(240, card.clientWidth - 36), height: 230 });
   });
 }
 
