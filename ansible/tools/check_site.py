@@ -31,7 +31,10 @@ def site_problems(folder: Path) -> list[str]:
     loader = DataLoader()
     password = folder / ".vault_password"
     if password.exists():
-        loader.set_vault_secrets([(DEFAULT_VAULT_ID_MATCH, VaultSecret(password.read_bytes().strip()))])
+        secret = password.read_bytes().strip()
+        if not secret:
+            return [f"all: {password} is empty; put the password of the vault into it, from where it was kept"]
+        loader.set_vault_secrets([(DEFAULT_VAULT_ID_MATCH, VaultSecret(secret))])
     # Ansible's own warnings about the same files.
     with contextlib.redirect_stderr(io.StringIO()):
         findings = check([folder], loader)

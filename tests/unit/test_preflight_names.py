@@ -119,6 +119,10 @@ GROUPS: list[Case] = [
     ("hosts as a list", {"hosts.yml": HOSTS.replace("hosts:\n        server:\n", "hosts: [server]\n", 1)}, "hosts.yml:4 has a list as hosts of the group clearml_server"),
     ("a host with a value", {"hosts.yml": HOSTS.replace("        server:\n", "        server: 10.0.0.5\n", 1)}, "hosts.yml:5 has the host server with a value; write its variables below it"),
     ("variables where groups are due", {"hosts.yml": HOSTS + "site_admin_user: me\n"}, "hosts.yml:15 has site_admin_user where a group is due"),
+    ("a variable as a host", {"hosts.yml": HOSTS.replace("          clearml_node_name: train01\n", "        clearml_agent_gpus:\n")}, "hosts.yml:9 has clearml_agent_gpus as a host, which is a variable or group; correct the indentation"),
+    ("a variable of ssh as a host", {"hosts.yml": HOSTS.replace("          clearml_node_name: train01\n", "        ansible_host:\n")}, "hosts.yml:9 has ansible_host as a host"),
+    ("a group as a host", {"hosts.yml": HOSTS + "  hosts:\n    clearml_nodes:\n"}, "hosts.yml:16 has clearml_nodes as a host"),
+    ("a word as a group", {"hosts.yml": HOSTS + "    hosts:\n      train03:\n"}, "hosts.yml:15 has hosts as a group, which is a word of the file; correct the indentation"),
     ("a host that is a number", {"hosts.yml": HOSTS.replace("train01.example.org", "42")}, "hosts.yml:8 has the host 42, which YAML reads as a number; write it in quotes: '42', or rename it"),
     ("a host that is false", {"hosts.yml": HOSTS.replace("train01.example.org", "no")}, "hosts.yml:8 has the host no, which YAML reads as true or false; write it in quotes: 'no'"),
     ("a host that is nothing", {"hosts.yml": HOSTS.replace("train01.example.org", "null")}, "which YAML reads as nothing"),
@@ -439,6 +443,10 @@ def test_the_program_before_ansible(tmp_path: Path) -> None:
     assert check_site(tmp_path, "good") == (0, ""), "what Ansible can read is left to the playbooks"
     build(tmp_path / "fresh", {})
     assert check_site(tmp_path, "fresh") == (0, ""), "make secrets has not run yet"
+    build(tmp_path / "blank", {".vault_password": "\n"})
+    code, said = check_site(tmp_path, "blank")
+    assert code == 1
+    assert said.startswith(f"all: {tmp_path}/blank/.vault_password is empty; put the password of the vault into it")
     code, said = check_site(tmp_path, "tem")
     assert code == 1
     assert said.startswith("there is no site 'tem' in")

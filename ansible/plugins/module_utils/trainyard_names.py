@@ -598,6 +598,9 @@ class _Files:
     def _group(self, path: Path, key: yaml.Node, node: yaml.Node) -> None:
         line, name = key.start_mark.line + 1, str(key.value)
         self._named(path, key, "group")
+        if name in GROUP_KEYS:
+            self._say(path, f"has {name} as a group, which is a word of the file; correct the indentation", line)
+            return
         if isinstance(node, yaml.ScalarNode) and node.tag.endswith(":null"):
             return
         if not isinstance(node, yaml.MappingNode):
@@ -633,6 +636,15 @@ class _Files:
     def _host(self, path: Path, key: yaml.Node, node: yaml.Node) -> None:
         name = str(key.value)
         if not self._named(path, key, "host"):
+            return
+        known = known_names()
+        if (
+            name in known.variables
+            or name.startswith(known.prefixes)
+            or name in {*GROUP_KEYS, *_connection_variables()}
+        ):
+            meant = "a word of the file" if name in GROUP_KEYS else "a variable or group"
+            self._say(path, f"has {name} as a host, which is {meant}; correct the indentation", key.start_mark.line + 1)
             return
         if isinstance(node, yaml.MappingNode):
             self._keys(path, node, name if self._inventory is None or name in self._inventory.hosts else "")
