@@ -21,6 +21,8 @@ BIN := $(VENV)/bin
 INVENTORY := $(ROOT)/inventory/$(SITE)
 VAULT := $(INVENTORY)/group_vars/all/vault.yml
 VAULT_PASSWORD := $(INVENTORY)/.vault_password
+# Before a playbook: is there such a site, and can Ansible read it?
+CHECK_SITE = $(BIN)/python ansible/tools/check_site.py -- '$(subst ','\'',$(SITE))'
 SITE_FILE := $(BUILD)/site-$(SITE).json
 STAGES := $(BUILD)/stages.json
 
@@ -52,13 +54,13 @@ up: ## bring the platform up and train something real on it
 	$(MAKE) verify
 
 .PHONY: deploy
-deploy: tools ## run the playbook for SITE, without the check at the end
+deploy: tools known-site ## run the playbook for SITE, without the check at the end
 	@mkdir -p $(BUILD)
 	$(MAKE) secrets
 	$(STAGE) --playbook -- $(PLAYBOOK) ansible/site.yml $(ARGS)
 
 .PHONY: secrets
-secrets: tools ## generate what is missing of the site's secrets
+secrets: tools known-site ## generate what is missing of the site's secrets
 	@test -e $(VAULT_PASSWORD) || test -e $(VAULT) || (umask 077; $(BIN)/python -c 'import secrets; print("v" + secrets.token_urlsafe(32))' > $(VAULT_PASSWORD))
 	test -e $(VAULT_PASSWORD) || { echo "$(VAULT) is there, but $(VAULT_PASSWORD) is not: put it back, or delete the first to start with new secrets" >&2; exit 1; }
 	$(STAGE) --run secrets -- $(PLAYBOOK) ansible/secrets.yml
@@ -68,59 +70,59 @@ site: tools ## NAME=team: make a site of your own from inventory/example, with a
 	@$(BIN)/ansible-playbook -i localhost, ansible/new_site.yml -e '{"new_site_name": "$(NAME)"}'
 
 .PHONY: users
-users: tools ## write each person's clearml.conf into inventory/SITE/users/ (after deploy)
+users: tools known-site ## write each person's clearml.conf into inventory/SITE/users/ (after deploy)
 	@$(PLAYBOOK) ansible/users.yml $(ARGS)
 
 .PHONY: verify
-verify: tools ## submit the example training, wait for it, read everything back
+verify: tools known-site ## submit the example training, wait for it, read everything back
 	@test -e $(SITE_FILE) || { echo "the site $(SITE) is not deployed from here: run make up SITE=$(SITE)" >&2; exit 1; }
 	$(BIN)/python ansible/tools/verify.py --site-file $(SITE_FILE) --stages $(STAGES) --vault-file $(VAULT) --vault-password-file $(VAULT_PASSWORD)
 
 .PHONY: nodes
-nodes: tools ## all that nodes need, from Docker to workers: ARGS="-l gpu-07" adds or updates one
+nodes: tools known-site ## all that nodes need, from Docker to workers: ARGS="-l gpu-07" adds or updates one
 	@$(PLAYBOOK) ansible/nodes.yml $(ARGS)
 
 .PHONY: images
-images: tools ## rebuild what changed of the images, share and take them (ARGS="-e perception_images_release=20261124": go back)
+images: tools known-site ## rebuild what changed of the images, share and take them (ARGS="-e perception_images_release=20261124": go back)
 	@$(PLAYBOOK) ansible/images.yml $(ARGS)
 
 .PHONY: registry-gc
-registry-gc: tools ## free the disk of the site's registry of deleted images (it is stopped meanwhile)
+registry-gc: tools known-site ## free the disk of the site's registry of deleted images (it is stopped meanwhile)
 	@$(PLAYBOOK) ansible/images.yml -l clearml_registry -e image_registry_collect_garbage=true $(ARGS)
 
 .PHONY: drain
-drain: tools ## ARGS="-l gpu-07": let a node's experiments end, then stop its workers
+drain: tools known-site ## ARGS="-l gpu-07": let a node's experiments end, then stop its workers
 	@$(PLAYBOOK) ansible/drain.yml $(ARGS)
 
 .PHONY: undrain
-undrain: tools ## ARGS="-l gpu-07": put a drained node back to work
+undrain: tools known-site ## ARGS="-l gpu-07": put a drained node back to work
 	@$(PLAYBOOK) ansible/undrain.yml $(ARGS)
 
 .PHONY: remove-node
-remove-node: tools ## ARGS="-l gpu-07": drain a node and leave nothing of it
+remove-node: tools known-site ## ARGS="-l gpu-07": drain a node and leave nothing of it
 	@$(PLAYBOOK) ansible/remove_node.yml $(ARGS)
 
 .PHONY: cache-warm
-cache-warm: tools ## ARGS="-l gpu-07 -e datasets=kitti@1.4.0": fetch datasets into nodes' caches beforehand
+cache-warm: tools known-site ## ARGS="-l gpu-07 -e datasets=kitti@1.4.0": fetch datasets into nodes' caches beforehand
 	@$(PLAYBOOK) ansible/cache_warm.yml $(ARGS)
 
 .PHONY: login
-login: tools ## show the address, the login and its password
+login: tools known-site ## show the address, the login and its password
 	@$(BIN)/python ansible/tools/login.py --site-file $(SITE_FILE) --vault-file $(VAULT) --vault-password-file $(VAULT_PASSWORD)
 
 .PHONY: status
-status: tools ## show what is free: workers, their experiments, queues (JSON=yes: as JSON)
+status: tools known-site ## show what is free: workers, their experiments, queues (JSON=yes: as JSON)
 	@mkdir -p $(BUILD)
 	rm -f $(BUILD)/status-$(SITE).json $(BUILD)/status-$(SITE).txt
 	said=$$($(PLAYBOOK) ansible/status.yml $(ARGS) 2>&1) || { echo "$$said" >&2; exit 1; }
 	cat $(BUILD)/status-$(SITE).$(if $(filter yes,$(JSON)),json,txt)
 
 .PHONY: down
-down: tools ## stop everything, keep all data (FORCE=yes: even running experiments)
+down: tools known-site ## stop everything, keep all data (FORCE=yes: even running experiments)
 	@$(PLAYBOOK) ansible/down.yml $(if $(filter yes,$(FORCE)),-e clearml_agent_force_restart=true) $(ARGS)
 
 .PHONY: destroy
-destroy: tools ## show what goes and what stays, ask, remove containers, settings and data (CONFIRM=yes: without asking)
+destroy: tools known-site ## show what goes and what stays, ask, remove containers, settings and data (CONFIRM=yes: without asking)
 	@$(PLAYBOOK) ansible/destroy.yml $(if $(CONFIRM),-e destroy_confirm=$(CONFIRM)) $(ARGS)
 
 .PHONY: lint
@@ -144,7 +146,7 @@ e2e: tools-dev ## real SDK, agent, clearml-data and browser on a server of its o
 	@$(BIN)/pytest tests/e2e
 
 .PHONY: perception
-perception: tools-dev ## the images for experiments: build what Debian alone can give, test them, and that builds are reproducible
+perception: tools-dev known-site ## the images for experiments: build what Debian alone can give, test them, and that builds are reproducible
 	@$(PLAYBOOK) ansible/images.yml -l localhost -e @tests/perception/matrix.yml
 	$(BIN)/pytest tests/perception
 
@@ -162,7 +164,7 @@ molecule: tools-dev ## the roles on test hosts: check, converge, idempotence, ve
 	done
 
 .PHONY: audit
-audit: tools-dev ## the same tests of hosts as molecule's, against the live SITE (it changes nothing, and trains once)
+audit: tools-dev known-site ## the same tests of hosts as molecule's, against the live SITE (it changes nothing, and trains once)
 	@$(VAULT_ENV) $(BIN)/pytest tests/infra/local tests/infra/server/test_stack.py --ansible-inventory=$(INVENTORY)
 
 .PHONY: bench
@@ -173,7 +175,7 @@ bench: tools-dev ## print the benchmark tables (needs a deployed site)
 	$(BIN)/python tests/bench/bench_images.py
 
 .PHONY: idempotence
-idempotence: tools ## a second run of the playbook must change nothing
+idempotence: tools known-site ## a second run of the playbook must change nothing
 	@mkdir -p $(BUILD)
 	$(PLAYBOOK) ansible/site.yml | tee $(BUILD)/second-run.log
 	! grep -E 'changed=[1-9]|failed=[1-9]|unreachable=[1-9]' $(BUILD)/second-run.log
@@ -222,6 +224,10 @@ lock: tools-dev ## resolve every lock file anew and show what changed (UPGRADE= 
 		done
 	done
 	$(BIN)/python docker/locks/changes.py
+
+.PHONY: known-site
+known-site: tools
+	@$(CHECK_SITE)
 
 .PHONY: tools
 tools: $(VENV)/.tools-main ## prepare .venv with what deploys

@@ -53,6 +53,17 @@ def ask(
     return int(status), text
 
 
+def allowed_origin(host: Host, url: str, origin: str) -> str:
+    """Return whose page the answer allows to read it, as a browser would see it."""
+    code = (
+        "import ssl, sys, urllib.request as r; url, origin = sys.argv[1:];"
+        "o = r.build_opener(r.ProxyHandler({}), r.HTTPSHandler(context=ssl._create_unverified_context()));"
+        "a = o.open(r.Request(url, headers={'Origin': origin}), timeout=20);"
+        "print(a.headers.get('Access-Control-Allow-Origin', ''))"
+    )
+    return host.check_output("python3 -c %s %s %s", code, url, origin).strip()
+
+
 def bearer(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
 
@@ -125,6 +136,17 @@ def nobody_comes_in(host: Host, api: str, files: str) -> None:
     form = '--x\r\nContent-Disposition: form-data; name="any/file.txt"; filename="file.txt"\r\n\r\nx\r\n--x--\r\n'
     status, _ = ask(host, f"{files}/", "POST", form, {"Content-Type": "multipart/form-data; boundary=x"})
     assert status in {401, 403}, "an anonymous upload"
+
+
+def logins_have_an_epoch(host: Host, variables: dict[str, Any], api: str, files: str) -> None:
+    """Try a token that is signed with the vault's secret alone: nothing would end such tokens of people who left."""
+    now = int(time.time())
+    identity = {"user": "__apiserver__", "company": COMPANY, "role": "system", "company_name": "clearml"}
+    claims = {"iat": now, "exp": now + 600, "auth_type": "Bearer", "env": "<unknown>", "identity": identity}
+    forged = jwt.encode(claims, variables["vault_clearml_server_token_secret"], algorithm="HS256")
+    for url in (f"{api}/projects.get_all", f"{files}/nothing"):
+        status, _ = ask(host, url, headers=bearer(forged))
+        assert status == 401, f"{url} accepts a token that is signed with the vault's secret alone; run make deploy"
 
 
 def no_secret_is_seen(host: Host, root: str, variables: dict[str, Any], project: str = "clearml-server") -> None:

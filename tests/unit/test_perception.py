@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -110,6 +111,22 @@ TAGS = {
     "3.11-cpu-lidar-20261123T0900-333333333333": "id4",
     "latest": "id9",
 }
+
+
+@pytest.mark.parametrize(("image", "dockerfile"), [("lite", "lite/Dockerfile"), ("agent", "agents/Dockerfile")])
+def test_what_a_dockerfile_copies_is_among_the_images_inputs(image: str, dockerfile: str) -> None:
+    """What is not is missing from the build's folder, and a change of it would build no image."""
+    variables = yaml.safe_load((ROOT / "ansible/roles/perception_images/vars/main.yml").read_text())
+    paths = variables["__perception_images_own_inputs"][image]["paths"]
+    text = (ROOT / dockerfile).read_text()
+    copied = {word for line in re.findall(r"^COPY (.*)$", text, re.M) for word in line.split()[:-1]}
+    copied |= set(re.findall(r"source=([^,\s]+)", text)) | {dockerfile}
+    lost = [
+        source
+        for source in sorted(copied)
+        if not any(f"{path}/".startswith(f"{source}/") or f"{source}/".startswith(f"{path}/") for path in paths)
+    ]
+    assert lost == []
 
 
 def test_the_build_of_these_inputs_is_taken_even_if_it_is_not_the_newest() -> None:

@@ -511,7 +511,7 @@ def test_make_prints_the_table_or_the_json_alone(tmp_path: Path) -> None:
     fake.chmod(0o755)
 
     def make(*arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
-        command = ["make", "-o", "tools", "status", "SITE=team", f"BIN={root}/bin", *arguments]
+        command = ["make", "-o", "tools", "-o", "known-site", "status", "SITE=team", f"BIN={root}/bin", *arguments]
         return subprocess.run(
             command, cwd=root, env={**environment(), **changes}, capture_output=True, text=True, check=False, timeout=60
         )

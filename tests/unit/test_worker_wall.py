@@ -70,6 +70,7 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         "DockerArgsTemplateResolver": object,
         "DockerArgsSanitizer": Sanitizer,
         "TaskStopReason": SimpleNamespace(no_stop="no_stop"),
+        "TaskStopSignal": object,
         "get_next_task": None,
     }.items():
         setattr(upstream, name, value)
@@ -88,10 +89,10 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             setattr(module, key, value)
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.syspath_prepend(str(ROOT / "agents"))
-    for name in ("worker", "policy", "reaper", "settle"):
+    for name in ("worker", "policy", "settle", "watchdog"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     yield importlib.import_module("worker")
-    for name in ("worker", "policy", "reaper", "settle"):
+    for name in ("worker", "policy", "settle", "watchdog"):
         sys.modules.pop(name, None)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import hmac
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,8 @@ from trainyard_values import pair_problems, pem_fault
 
 __all__ = ["FilterModule"]
 
+# What ClearML's server asks of a queue's name.
+QUEUE_LEAST = 3
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\Z")
 SAFE_SECRET = re.compile(r"[A-Za-z][A-Za-z0-9_-]*\Z")
 # Shipped in public with the official server and its tests: whoever reads its sources knows them.
@@ -111,6 +114,12 @@ def trainyard_site_problems(hosts: Mapping[str, Mapping[str, Any]], declared: Ma
                 f"{host}: clearml_node_name is {name!r}: a node's name becomes part of worker, queue and compose "
                 "project names; write letters, digits, - and _ only, first a letter or digit, e.g. 'train01'"
             )
+        elif len(name) < QUEUE_LEAST and any(name in worker["queues"] for worker in node["workers"]):
+            problems.append(
+                f"{host}: clearml_node_name is {name!r} (where it is not written, the host's name): a queue has this "
+                f"name too, and ClearML takes queues of {QUEUE_LEAST} or more characters only; write clearml_node_name "
+                f"with {QUEUE_LEAST} or more, for example 'node-{name}'"
+            )
         if name.lower() in nodes:
             problems.append(
                 f"{host}: clearml_node_name is {name!r}, which {nodes[name.lower()]} has too (case does not count); "
@@ -177,10 +186,13 @@ def _node_problems(host: str, node: Mapping[str, Any], names: dict[str, str]) ->
             for gpu in sorted({gpu for gpu in gpus if list(gpus).count(gpu) > 1}, key=str)
         ]
     variable = "clearml_agent_workers" if node["explicit"] else "clearml_agent_gpus"
+    # A wrong name of the node is one mistake, not one more for each worker and queue that has it.
+    node_name = str(node["node"])
+    derived = [] if node["explicit"] or SAFE_NAME.match(node_name) else [worker["name"] for worker in node["workers"]]
     owners: dict[Any, str] = {}
     for worker in node["workers"]:
         name = worker["name"]
-        if not SAFE_NAME.match(name):
+        if not SAFE_NAME.match(name) and name not in derived:
             problems.append(
                 f"{host}: {variable} has a worker named {name!r}; write letters, digits, - and _ only, "
                 "first a letter or digit, e.g. 'train01-big'"
@@ -209,7 +221,9 @@ def _node_problems(host: str, node: Mapping[str, Any], names: dict[str, str]) ->
                 "would share them: write one of both"
             )
         for queue in worker["queues"]:
-            if not isinstance(queue, str) or not SAFE_NAME.match(queue) or len(queue) < 3:
+            if queue in (node_name, *derived):
+                continue
+            if not isinstance(queue, str) or not SAFE_NAME.match(queue) or len(queue) < QUEUE_LEAST:
                 problems.append(
                     f"{host}: worker {name!r} serves the queue {queue!r}; write three or more letters, digits, - "
                     "and _, first a letter or digit, e.g. 'all_gpus'"
@@ -410,6 +424,11 @@ def trainyard_revision(texts: Sequence[Any]) -> str:
     return hashlib.sha256("\0".join(map(str, texts)).encode()).hexdigest()[:16]
 
 
+def trainyard_token_secret(secret: str, epoch: str) -> str:
+    """Return the secret that signs the tokens of an epoch (module clearml_logins): a new epoch ends all logins."""
+    return hmac.new(secret.encode(), epoch.encode(), hashlib.sha256).hexdigest()
+
+
 def trainyard_names_problems(lines: Sequence[str], domain: str, host: str) -> list[str]:
     """Find names of a domain that have no address; ``lines`` are those that have one."""
     missing = [name for name in (f"app.{domain}", f"api.{domain}", f"files.{domain}") if name not in set(lines)]
@@ -479,6 +498,7 @@ class FilterModule:
             "trainyard_without_secrets": trainyard_without_secrets,
             "trainyard_authority_problems": trainyard_authority_problems,
             "trainyard_revision": trainyard_revision,
+            "trainyard_token_secret": trainyard_token_secret,
             "trainyard_names_problems": trainyard_names_problems,
             "trainyard_task_arguments": trainyard_task_arguments,
         }

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from audit import ask, no_secret_is_seen, nobody_comes_in
+from audit import ask, logins_have_an_epoch, no_secret_is_seen, nobody_comes_in
 from testinfra.host import Host
 
 testinfra_hosts = ["ansible://clearml_server"]
@@ -47,6 +47,10 @@ def test_the_api_answers_in_its_envelope(host: Host, env: dict[str, str]) -> Non
 def test_nobody_comes_in_without_credentials(host: Host, env: dict[str, str]) -> None:
     nobody_comes_in(host, env["CLEARML_SERVER_API_URL"], env["CLEARML_SERVER_FILES_URL"])
     assert "Log in" in ask(host, f"{env['CLEARML_SERVER_WEB_URL']}/workers")[1]
+
+
+def test_logins_end_with_their_epoch(host: Host, env: dict[str, str], variables: dict[str, Any]) -> None:
+    logins_have_an_epoch(host, variables, env["CLEARML_SERVER_API_URL"], env["CLEARML_SERVER_FILES_URL"])
 
 
 def test_it_is_healthy_and_comes_back(container: dict[str, Any]) -> None:

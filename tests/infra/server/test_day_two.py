@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from audit import PROJECT, addresses, admin, ask, basic, changed_tasks, play, train
+from audit import PROJECT, addresses, admin, ask, basic, bearer, changed_tasks, play, token, train
 from conftest import ROOT
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -286,10 +286,34 @@ def test_a_person_comes_works_and_leaves(
         check=False,
     )
     assert "read {'a': 1}" in done.stdout, done.stdout + done.stderr
-    said = play(inventory, "users.yml", names=names, clearml_users=[], clearml_users_folder=str(tmp_path))
-    assert "zoe: keys revoked; their experiments stay" in said
+    ways = [f"{api}/users.get_current_user", f"{addresses(variables)['files']}/no/such/file"]
+
+    def statuses(headers: dict[str, str]) -> list[int]:
+        return [ask(host, way, headers=headers)[0] for way in ways]
+
+    first = bearer(token(host, api, "zoe", person["password"]))
+    assert statuses(first) == [200, 404]
+    # Another password: the token of the old one ends with the run.
+    changed = {**person, "password": "another long password"}
+    with made_anew(host, root, {"apiserver", "async_delete"}):
+        play(inventory, "server.yml", clearml_users=[changed])
+    assert statuses(first) == [401, 401]
+    # Another key pair: the token of the old one too.
+    second = bearer(token(host, api, "zoe", changed["password"]))
+    assert statuses(second) == [200, 404]
+    keys = {"names": names, "clearml_users_folder": str(tmp_path)}
+    with made_anew(host, root, {"apiserver", "async_delete"}):
+        play(inventory, "users.yml", clearml_users=[changed], clearml_users_rotate=["zoe"], **keys)
+    assert statuses(second) == [401, 401]
+    assert not changed_tasks(play(inventory, "server.yml", clearml_users=[changed]))
+    # She leaves.
+    third = bearer(token(host, api, "zoe", changed["password"]))
+    assert statuses(third) == [200, 404]
     play(inventory, "server.yml")
-    assert ask(host, f"{api}/auth.login", headers=basic("zoe", person["password"]))[0] == 401
+    assert statuses(third) == [401, 401]
+    assert ask(host, f"{api}/auth.login", headers=basic("zoe", changed["password"]))[0] == 401
+    play(inventory, "users.yml", clearml_users=[], **keys)
+    assert not (tmp_path / "zoe").exists()
 
 
 def test_every_secret_can_be_rotated(inventory: Path, host: Host, root: str, variables: dict[str, Any]) -> None:
@@ -298,6 +322,8 @@ def test_every_secret_can_be_rotated(inventory: Path, host: Host, root: str, var
     name = f"before the rotation {time.time()}"
     make_project(host, variables, name)
     assert ask(host, f"{api}/users.get_current_user", headers=old)[0] == 200
+    # The file server has seen it, and remembers it.
+    assert ask(host, f"{addresses(variables)['files']}/no/such/file", headers=old)[0] == 404
     others = {f"clearml_server_{database}_password": f"rotated-{database}-password" for database in DATABASES}
     others["clearml_server_token_secret"] = "r" + "otated" * 8
     with made_anew(host, root, {"apiserver", "async_delete", "fileserver", "elasticsearch", "redis"}):
@@ -306,6 +332,7 @@ def test_every_secret_can_be_rotated(inventory: Path, host: Host, root: str, var
     for secret in others.values():
         assert secret not in said
     assert ask(host, f"{api}/users.get_current_user", headers=old)[0] == 401
+    assert ask(host, f"{addresses(variables)['files']}/no/such/file", headers=old)[0] == 401
     assert projects(host, variables, name) == [name]
     assert not changed_tasks(play(inventory, "server.yml", **others))
     play(inventory, "server.yml")

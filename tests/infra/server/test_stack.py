@@ -7,10 +7,22 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from typing import Any
 
+import jwt
 import pytest
-from audit import PROJECT, addresses, ask, no_secret_is_seen, nobody_comes_in
+from audit import (
+    PROJECT,
+    addresses,
+    admin,
+    allowed_origin,
+    ask,
+    logins_have_an_epoch,
+    no_secret_is_seen,
+    nobody_comes_in,
+)
+from leftovers import left_files
 from testinfra.host import Host
 
 testinfra_hosts = ["ansible://clearml_server"]
@@ -120,6 +132,107 @@ def test_the_log_masks_what_the_server_writes(host: Host, root: str) -> None:
     log = host.run_expect([0], f"{root}docker logs clearml-server-apiserver-1 2>&1").stdout
     assert "Registering connection to backend-db (mongodb" in log
     assert re.search(r"backend-db \(mongodb(\+srv)?://\*\*\*@", log)
+
+
+def test_the_file_server_masks_too(host: Host, root: str) -> None:
+    settings = host.run_expect([0], f"{root}cat /opt/clearml/config/logging.conf").stdout
+    for name in ("standard", "default"):
+        assert re.search(rf"\b{name} {{\s*class: \"trainyard_logging.MaskingFormatter\"", settings), (
+            f"passwords may be in the logs: config/logging.conf does not name the formatter {name!r}; run make deploy"
+        )
+    log = host.run_expect([0], f"{root}docker logs clearml-server-fileserver-1 2>&1").stdout
+    assert "stand-in://user:" not in log, "the file server's log shows a password"
+
+
+def test_the_schema_is_kept(host: Host, root: str) -> None:
+    for service in ("apiserver", "async_delete"):
+        kept = host.run(
+            f"{root}docker exec clearml-server-{service}-1 test -s /opt/clearml/apiserver/schema/services/_cache.json"
+        )
+        assert kept.rc == 0, f"{service} parses the API's schema again in each process at each start; run make deploy"
+
+
+def test_the_vaults_secret_alone_signs_no_token(host: Host, variables: dict[str, Any]) -> None:
+    logins_have_an_epoch(host, variables, addresses(variables)["api"], addresses(variables)["files"])
+
+
+def test_who_may_log_in_is_in_the_inventory(host: Host, root: str, variables: dict[str, Any]) -> None:
+    people = variables.get("clearml_users", [])
+    if not isinstance(people, list):
+        pytest.skip("clearml_users is worked out elsewhere")
+    known = json.loads(host.run_expect([0], f"{root}cat /opt/clearml/config/logins.json").stdout)["logins"]
+    deployed = {name.removeprefix("user ") for name in known if name.startswith("user ")}
+    wanted = {person["username"] for person in people} | {variables.get("site_admin_user", "admin")}
+    assert deployed == wanted, "the server has other users than clearml_users; run make deploy, then make users"
+
+
+def test_a_login_ends(host: Host, variables: dict[str, Any]) -> None:
+    api = addresses(variables)["api"]
+    headers = admin(host, variables)
+    claims = jwt.decode(headers["Authorization"].split()[1], options={"verify_signature": False})
+    longest = int(variables.get("clearml_server_token_seconds", 86400))
+    assert claims["exp"] - claims["iat"] <= longest, "a login lasts longer than clearml_server_token_seconds"
+    year = json.dumps({"expiration_sec": 31536000})
+    status, text = ask(host, f"{api}/auth.login", "POST", year, {**headers, "Content-Type": "application/json"})
+    if status == 200:
+        claims = jwt.decode(json.loads(text)["data"]["token"], options={"verify_signature": False})
+        assert claims["exp"] - claims["iat"] <= longest, "anybody who is logged in gets a token for a year"
+
+
+def test_a_logout_ends_access_to_files(host: Host, variables: dict[str, Any]) -> None:
+    headers = admin(host, variables)
+    file = f"{addresses(variables)['files']}/no/such/file"
+    assert ask(host, file, headers=headers)[0] == 404
+    assert ask(host, f"{addresses(variables)['api']}/auth.logout", "POST", "{}", headers)[0] == 200
+    deadline = time.monotonic() + 60
+    while ask(host, file, headers=headers)[0] != 401:
+        assert time.monotonic() < deadline, (
+            "the file server believes a token long after its end (upstream: 12 hours): "
+            "auth.tokens_cache_threshold_sec of config/fileserver.conf; run make deploy"
+        )
+        time.sleep(1)
+
+
+@pytest.mark.parametrize("service", ["api", "files"])
+def test_no_page_of_others_uses_a_login(host: Host, variables: dict[str, Any], service: str) -> None:
+    url = addresses(variables)[service] + ("/debug.ping" if service == "api" else "/")
+    for origin in ("https://elsewhere.example", "null", f"{addresses(variables)['web']}.elsewhere.example"):
+        assert not allowed_origin(host, url, origin), f"a page of {origin} may read {url} with a person's login"
+
+
+def test_no_link_of_others_uses_a_login(host: Host, variables: dict[str, Any]) -> None:
+    if not variables.get("clearml_server_domain"):
+        pytest.skip("on plain ports nothing stands before the API: docs/security.md")
+    url = f"{addresses(variables)['api']}/debug.ping"
+    link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+    assert ask(host, url, headers={**link, "Cookie": "clearml_token_basic=x"})[0] == 403
+    assert ask(host, url, headers=link)[0] == 200
+    assert ask(host, url, headers={**link, "Sec-Fetch-Site": "same-site", "Cookie": "clearml_token_basic=x"})[0] == 200
+
+
+def test_the_page_may_call_the_api(host: Host, root: str, variables: dict[str, Any]) -> None:
+    env = host.run_expect([0], f"{root}cat /opt/clearml/compose/server.env").stdout
+    page = re.findall(r"^CLEARML_SERVER_WEB_URL=(.*)$", env, re.M)[0]
+    assert allowed_origin(host, f"{addresses(variables)['api']}/debug.ping", page) == page
+
+
+def test_no_file_is_left_of_experiments_that_are_gone(host: Host, root: str, variables: dict[str, Any]) -> None:
+    folder = "/opt/clearml/data/fileserver"
+    listed = host.run_expect([0], f"{root}find {folder} -type f ! -path '*/.stand-in/*' -printf '%P\\n'")
+    left = left_files(listed.stdout.splitlines())
+    headers = {**admin(host, variables), "Content-Type": "application/json"}
+    ids = sorted(left)
+    for start in range(0, len(ids), 500):
+        wish = {"id": ids[start : start + 500], "only_fields": ["id"], "page": 0, "page_size": 500}
+        status, text = ask(host, f"{addresses(variables)['api']}/tasks.get_all", "POST", json.dumps(wish), headers)
+        assert status == 200, text
+        for task in json.loads(text)["data"]["tasks"]:
+            del left[task["id"]]
+    files = [path for paths in left.values() for path in paths]
+    assert not files, (
+        f"{len(files)} files of deleted experiments lie below {folder}, because the server does not find names with "
+        f"+ % # or ?; delete them by hand: {files[:10]}"
+    )
 
 
 def test_tls_leads_everybody_to_https(host: Host, variables: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from urllib.parse import quote, unquote, urlparse
 
 from .._errors import ClearmlClientError
 from .._status import WHOLE
+from .._storable import storable
 
 __all__ = ["Artifact", "Files", "RangeFile", "Server", "ServerError", "Task", "connect"]
 
@@ -511,9 +512,9 @@ class RangeFile(io.RawIOBase):
 
 
 def artifact_uri(destination: str, project: str, name: str, task_id: str, key: str, file: str) -> str:
-    """Return where the SDK would store an artifact's file: ``<store>/<project>/<name>.<id>/artifacts/<key>/<file>``."""
+    """Return where an artifact's file is stored: ``<store>/<project>/<name>.<id>/artifacts/<key>/<file>``."""
     parts: Iterator[str] = (part.strip("/") for part in (project, f"{name}.{task_id}", "artifacts", key, file))
-    return "/".join([destination.rstrip("/"), *parts])
+    return "/".join([destination.rstrip("/"), *(storable(part) for part in parts)])
 
 
 def _elsewhere(uri: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import logging.config
 from pathlib import Path
@@ -21,16 +22,37 @@ def load(name: str) -> dict[str, Any]:
     return dict(ConfigFactory.parse_file(str(path)).as_plain_ordered_dict()) if path.exists() else {}
 
 
-def start_logging() -> None:
-    """Log as the real server does: its defaults, and the site's logging.conf over them."""
+def start_logging(formatter: str = "standard") -> None:
+    """Log as the real server does: its defaults, and the site's logging.conf over them.
+
+    The file server's line with an address is this stand-in's own, so that a test sees who formats it.
+    """
     settings: dict[str, Any] = {
         "version": 1,
         "disable_existing_loggers": False,
-        "formatters": {"standard": {"format": "[%(levelname)s] [%(name)s] %(message)s"}},
-        "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "standard"}},
+        "formatters": {formatter: {"format": "[%(levelname)s] [%(name)s] %(message)s"}},
+        "handlers": {"console": {"class": "logging.StreamHandler", "formatter": formatter}},
         "root": {"handlers": ["console"], "level": "INFO"},
     }
-    logging.config.dictConfig({**settings, **load("logging")})
+    site = load("logging")
+    logging.config.dictConfig({**settings, "formatters": settings["formatters"] | site.get("formatters", {})})
+    logging.getLogger("clearml.config").info("Started with stand-in://user:password@nowhere/")
+
+
+def keep_schema() -> None:
+    """Read the parsed schema from its file, or write it there, as the real server's schema reader does."""
+    path = Path("/opt/clearml/apiserver/schema/services/_cache.json")
+    log = logging.getLogger("clearml.schema_reader")
+    try:
+        json.loads(path.read_text())
+        log.info("loading schema from cache")
+    except (OSError, ValueError) as error:
+        log.warning("failed loading cache: %s", error)
+        log.info("regenerating schema cache")
+        try:
+            path.write_text(json.dumps({"services_names": [], "services": {}, "api_defaults": {}}))
+        except OSError:
+            log.exception("failed cache file to %s", path)
 
 
 def check_redis(alias: str) -> None:
