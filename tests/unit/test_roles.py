@@ -492,22 +492,26 @@ def test_a_port_that_another_program_has_and_a_small_machine_are_told(site: Site
     assert "one: clearml_server_root is '/opt/clearml', which has " in said
 
 
-def test_folders_of_another_site_and_of_nobody_known_are_refused(site: Site, tmp_path: Path) -> None:
+def test_folders_of_another_site_and_of_nobody_known_are_refused(
+    site: Site, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    # Not in the inventory's own folder: Ansible would read what is in them as hosts.
+    folder = tmp_path_factory.mktemp("hosts")
     for host in ("one", "two"):
-        root = tmp_path / host
+        root = folder / host
         site.hosts[host] = {
             "clearml_server_root": str(root),
             "clearml_agent_root": str(root / "agent"),
             "dataset_cache_pruner_root": str(root / "cache"),
         }
         (root / "agent").mkdir(parents=True)
-    (tmp_path / "one/.trainyard-site").write_text('{"site": "vision", "folder": "clearml_server_root"}')
-    (tmp_path / "two/agent/thesis.tex").write_text("x")
+    (folder / "one/.trainyard-site").write_text('{"site": "vision", "folder": "clearml_server_root"}')
+    (folder / "two/agent/thesis.tex").write_text("x")
     code, said = site.preflight()
     assert code != 0
     said = said.replace("''", "'")
-    assert f"clearml_server_root is '{tmp_path}/one', but {tmp_path}/one belongs to the site 'vision'" in said
-    assert f"clearml_agent_root is '{tmp_path}/two/agent', but {tmp_path}/two/agent holds" in said
+    assert f"clearml_server_root is '{folder}/one', but {folder}/one belongs to the site 'vision'" in said
+    assert f"clearml_agent_root is '{folder}/two/agent', but {folder}/two/agent holds" in said
 
 
 def test_two_servers_are_refused(site: Site) -> None:
