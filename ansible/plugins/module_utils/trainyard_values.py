@@ -12,6 +12,7 @@ import difflib
 import ipaddress
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -342,7 +343,10 @@ def pem_fault(content: bytes, what: str) -> str:
     found = []
     for block in re.findall(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", content, re.DOTALL):
         try:
-            found.append(x509.load_pem_x509_certificate(block).not_valid_after_utc)
+            # cryptography warns of oddities, such as a serial number of 0, which authorities of real systems have.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                found.append(x509.load_pem_x509_certificate(block).not_valid_after_utc)
         except ValueError:
             # A system's bundle may hold an old certificate that a strict parser refuses; others do.
             continue
