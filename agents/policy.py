@@ -88,6 +88,7 @@ _FREE = {
 _OWN_LABEL = re.compile(r"(clearml|trainyard|com\.docker)[.-].*", re.ASCII | re.I)
 _SIZE = re.compile(r"[0-9]+(\.[0-9]+)?[kmgtp]?i?b?", re.ASCII | re.I)
 _ULIMIT = re.compile(r"[a-z]+=-?[0-9]+(:-?[0-9]+)?", re.ASCII)
+_PRIORITIES = {"nice", "rtprio", "rttime"}
 _TEMPLATE = re.compile(r"\$\{?CLEARML_", re.I)
 # Of Linux: one word of a command (MAX_ARG_STRLEN), and a safe part of what all of them may have.
 _LONGEST_WORD, _LONGEST_COMMAND = 128 * 1024 - 1, 1024 * 1024
@@ -384,8 +385,24 @@ def _value_problem(option: Option, variables: set[str], *, everything: bool) -> 
         return f"{option}: write a size, for example --shm-size=16g"
     if option.name == "ulimit" and not _ULIMIT.fullmatch(option.value):
         return f"{option}: write a name with its limits, for example --ulimit=nofile=65536:65536"
+    if option.name == "ulimit" and option.value.partition("=")[0] in _PRIORITIES:
+        return f"{option}: it lets an experiment run before everything else on the node; take it out"
     if option.name in ("volume", "mount", "device") and ".." in re.split(r"[/:,=]", option.value):
         return f"{option}: write the path without .."
+    return _mount_problem(option) if option.name == "mount" else None
+
+
+def _mount_problem(option: Option) -> str | None:
+    """Say why a mount does not mean what a pattern sees in it; None when it does."""
+    if '"' in option.value:
+        return f"{option}: write it without quotes"
+    # Docker reads keys in any case, and takes the last of each.
+    keys = [part.partition("=")[0].strip().lower() for part in option.value.split(",")]
+    keys = [{"src": "source", "dst": "target", "destination": "target"}.get(key, key) for key in keys]
+    if len(set(keys)) < len(keys):
+        return f"{option}: name each part once"
+    if "volume-opt" in keys or "volume-driver" in keys:
+        return f"{option}: volume-opt and volume-driver can mount any folder of the node; take them out"
     return None
 
 

@@ -11,6 +11,7 @@ import jwt
 import pytest
 from starlette.testclient import TestClient
 from trainyard_lite._app import create_state
+from trainyard_lite._errors import ApiError
 from trainyard_lite._http import create_api
 from trainyard_lite._rpc import State
 from trainyard_lite._settings import COMPANY_ID, ConfigError, Settings, load_settings, user_id
@@ -133,6 +134,37 @@ def test_logout_ends_the_session_for_good(api: TestClient, settings: Settings, s
     state.db.close()
     again = TestClient(create_api(create_state(settings)))  # a restart remembers
     assert post(again, "users.get_all", headers=bearer(token))[0] == 401
+
+
+def test_a_token_that_was_good_once_is_checked_again(api: TestClient, state: State) -> None:
+    """Its signature is remembered; that it has ended, was revoked, or is of nobody any more, is not."""
+    person = state.auth.check_secret("admin", PASSWORD)
+    tokens = [state.auth.make_token(person, 1000) for _ in range(3)]
+    for token in tokens * 2:
+        assert state.auth.read_token(token) == person
+    headers = {"authorization": f"Bearer {tokens[0]}"}
+    assert post(api, "auth.logout", headers=headers)[0] == 200
+    assert post(api, "users.get_current_user", headers=headers)[0] == 401
+    forged = tokens[1][:-2] + ("AA" if tokens[1][-2:] != "AA" else "BB")
+    assert post(api, "users.get_current_user", headers={"authorization": f"Bearer {forged}"})[0] == 401
+    claims = {"identity": person.claim(), "exp": int(time.time()) - 1}
+    ended = jwt.encode(claims, TOKEN_SECRET, algorithm="HS256")
+    state.auth._verified[ended] = claims  # it was read before it ended
+    with pytest.raises(ApiError):
+        state.auth.read_token(ended)
+    with state.db.write() as db:
+        db.execute("DELETE FROM user WHERE id = ?", (person.user,))
+    with pytest.raises(ApiError):
+        state.auth.read_token(tokens[2])
+
+
+def test_the_memory_of_good_tokens_is_bounded(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainyard_lite._auth._MAX_VERIFIED", 4)
+    person = state.auth.check_secret("admin", PASSWORD)
+    tokens = [state.auth.make_token(person) for _ in range(12)]
+    for token in tokens * 2:
+        assert state.auth.read_token(token) == person
+    assert len(state.auth._verified) <= 4
 
 
 def test_cookie_of_login_works_and_is_httponly(api: TestClient) -> None:

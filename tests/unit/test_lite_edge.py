@@ -306,7 +306,7 @@ organization.get_entities_count organization.get_tags organization.get_user_comp
 projects.get_all projects.get_all_ex projects.get_by_id projects.get_hyper_parameters projects.get_hyperparam_values
 projects.get_model_tags projects.get_project_tags projects.get_task_parents projects.get_task_tags
 projects.get_unique_metric_variants projects.get_user_names projects.validate_delete
-queues.get_all queues.get_all_ex queues.get_by_id queues.get_default queues.get_num_entries queues.get_queue_metrics
+queues.get_all queues.get_all_ex queues.get_by_id queues.get_num_entries queues.get_queue_metrics
 queues.peek_task server.config server.endpoints server.info
 tasks.get_all tasks.get_all_ex tasks.get_by_id tasks.get_by_id_ex tasks.get_configuration_names tasks.get_configurations
 tasks.get_hyper_params tasks.get_types tasks.validate

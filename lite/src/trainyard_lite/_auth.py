@@ -56,6 +56,7 @@ _SECRET_ALPHABET = string.ascii_letters + string.digits
 _FREE_FAILURES = 5  # failed logins of one name and address before each further one has to wait
 _MAX_WAIT_SEC = 60.0
 _MAX_REMEMBERED = 10_000  # names and addresses
+_MAX_VERIFIED = 1024  # tokens whose signature is known to be good, of less than 1 kB each
 _CHECKS_PER_ADDRESS = 8
 # bcrypt computes for a quarter of a second: over all addresses, guesses get this many cores and no more
 _CHECKS_AT_ONCE = max(1, min(4, (os.cpu_count() or 1) // 2))
@@ -192,6 +193,7 @@ class Authenticator:
         self._checkers = ThreadPoolExecutor(_CHECKS_AT_ONCE, "passwords")
         self._last_used: dict[str, float] = {}
         self._revoked: set[str] = set()
+        self._verified: dict[str, Doc] = {}
         self._sync_users(settings.users)
 
     def _sync_users(self, users: list[User]) -> None:
@@ -360,12 +362,19 @@ class Authenticator:
             self._revoked.add(session)
 
     def _claims(self, token: str) -> Doc:
+        known = self._verified.get(token)
+        # A signature stays good, and to check it is the dearest part of a small call; what may change is looked up.
+        if known is not None and time.time() < known.get("exp", 0):
+            return known
         try:
             claims: Doc = jwt.decode(token, self._settings.token_secret, algorithms=["HS256"])
         except (jwt.InvalidTokenError, ValueError, RecursionError) as error:  # the header may be nested too deep
             raise errors.INVALID_TOKEN("invalid jwt token", reason=str(error)[:200]) from error
         if not isinstance(claims.get("identity"), dict):
             raise errors.INVALID_TOKEN("token missing identity")
+        if len(self._verified) >= _MAX_VERIFIED:
+            self._verified.clear()
+        self._verified[token] = claims
         return claims
 
     def create_user(self, name: str, email: str) -> str:

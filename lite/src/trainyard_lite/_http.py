@@ -126,9 +126,10 @@ def _authorization(state: State, request: Request) -> str:
         for header in (f"x-{brand}-impersonate-as", f"x-{brand}-act-as"):
             if request.headers.get(header):
                 raise errors.IMPERSONATION_ERROR(f"impersonation not allowed, lite does not know the header {header}")
-    header = request.headers.get("authorization", "")
+    if header := request.headers.get("authorization", ""):
+        return header
     cookie = request.cookies.get(state.settings.cookie_name)
-    return header or (f"Bearer {cookie}" if cookie else "")
+    return f"Bearer {cookie}" if cookie else ""
 
 
 def body_limit(target: Endpoint) -> int:
