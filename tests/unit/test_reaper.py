@@ -40,7 +40,6 @@ def load() -> ModuleType:
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(SCRIPT.parent))  # it imports settle.py, beside it in the image too
     sys.modules["reaper"] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import settle
 from conftest import Lite, make_lite
 from test_lite_durability import Process
 from trainyard_lite._errors import ApiError
 
 AGENTS = Path(__file__).resolve().parents[2] / "agents"
-sys.path.insert(0, str(AGENTS))
-import settle  # noqa: E402
 
 Json = dict[str, Any]
 REQUEUE, FAIL = settle.Policy(True, 2), settle.Policy(False, 2)
