@@ -79,7 +79,7 @@ NOBODYS = {"lost+found"}
 # More entries than this are not counted: a plan must come in time.
 COUNTED = 300_000
 SHOWN = 10
-EXAMPLES = {
+USUAL_PATHS = {
     "clearml_agent_root": "/opt/clearml/agent",
     "clearml_agent_cache": "/opt/clearml/agent/cache",
     "clearml_server_root": "/opt/clearml",
@@ -219,7 +219,7 @@ class SiteFolder:
     def __init__(self, path: str, variable: str, site: str) -> None:
         self.path, self.variable, self.site = path, variable, site
         self._named = f"{variable} is {path!r}"
-        self._example = EXAMPLES.get(variable, "/opt/clearml/folder")
+        self._example = USUAL_PATHS.get(variable, "/opt/clearml/folder")
         # The repository's folder may be one that holds other repositories: the parts carry marks, it need not.
         self._guest = variable == "site_examples_repository"
         if self._guest:
