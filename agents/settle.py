@@ -43,6 +43,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 __all__ = [
+    "FIELDS",
     "PUT_BACK",
     "REQUEUES",
     "STOPPED_FOR",
@@ -62,6 +63,13 @@ REQUEUES, REQUEUED_RUN, PUT_BACK = "trainyard_requeues", "trainyard_requeued_run
 STOPPED_FOR = "stopped to be put back into its queue"
 # What the official server itself writes: when a queue did not take an experiment, and when its owner aborts it.
 FAILED_ENQUEUEING, STOPPING = "failed enqueueing", "stopping"
+
+
+# What settle and the questions of its callers need to know of an experiment: a field that is missing looks unset.
+FIELDS = (
+    *("id", "status", "status_changed", "status_message", "status_reason", "started", "last_worker"),
+    *("last_worker_report", "last_update", "runtime", "execution.queue"),
+)
 
 
 class RefusedError(Exception):
@@ -164,9 +172,7 @@ def settle(
 
 def _get(server: Server, task: str) -> Json | None:
     """Return an experiment; None when it is deleted."""
-    fields = ["id", "status", "status_changed", "status_message", "status_reason", "started", "last_worker"]
-    fields += ["last_update", "runtime", "execution.queue"]
-    found = server.call("tasks.get_all", id=[task], only_fields=fields, search_hidden=True)["tasks"]
+    found = server.call("tasks.get_all", id=[task], only_fields=list(FIELDS), search_hidden=True)["tasks"]
     return dict(found[0]) if found else None
 
 

@@ -169,8 +169,7 @@ class Server:
 
 def get_task(worker: upstream.Worker, task: str) -> dict[str, Any]:
     """Return what the server knows of an experiment; empty when it knows none."""
-    fields = ["id", "status", "started", "last_worker", "last_worker_report", "execution.queue"]
-    found = call(worker, "tasks", "get_all", id=[task], only_fields=fields, search_hidden=True)["tasks"]
+    found = call(worker, "tasks", "get_all", id=[task], only_fields=list(settle.FIELDS), search_hidden=True)["tasks"]
     return dict(found[0]) if found else {}
 
 

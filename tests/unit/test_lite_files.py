@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import Lite
 from starlette.testclient import TestClient
-from trainyard_lite._files import _RefusalError, create_files, resolve
+from trainyard_lite._files import _RefusalError, _StoredFile, create_files, resolve
 
 CONTENT = bytes(range(256)) * 40
 
@@ -198,3 +198,36 @@ def test_pages_among_the_files_run_no_scripts(files: TestClient) -> None:
     answer = files.get("/page.html")
     assert "sandbox" in answer.headers["content-security-policy"]
     assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize("moment", ["delete", "look", "answer"])
+def test_a_file_that_is_deleted_in_this_moment_is_not_found(
+    files: TestClient, root: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    upload(files, "a.txt")
+    is_file, unlink = Path.is_file, Path.unlink
+
+    def seen(path: Path) -> bool:
+        found = is_file(path)
+        path.unlink()
+        return found
+
+    def late(path: Path, missing_ok: bool = False) -> None:
+        unlink(path)
+        unlink(path, missing_ok)
+
+    if moment == "delete":
+        monkeypatch.setattr(Path, "unlink", late)
+        assert files.delete("/a.txt").status_code == 404
+    elif moment == "look":
+        monkeypatch.setattr(Path, "is_file", seen)
+        assert files.get("/a.txt").status_code == 404
+    else:
+        made = _StoredFile.__init__
+
+        def gone(response: _StoredFile, *words: object, **options: object) -> None:
+            made(response, *words, **options)  # type: ignore[arg-type]
+            (root / "a.txt").unlink()
+
+        monkeypatch.setattr(_StoredFile, "__init__", gone)
+        assert files.get("/a.txt").status_code == 404

@@ -373,13 +373,15 @@ def test_what_ended_while_the_worker_was_down_stays(node: Node, status: str) -> 
     check_clean(node)
 
 
-def test_an_experiment_of_another_worker_by_now_is_left_alone(node: Node) -> None:
+@pytest.mark.parametrize("container", [True, False])
+def test_an_experiment_of_another_worker_by_now_is_left_alone(node: Node, container: bool) -> None:
     """The reaper put it back, and another node took it, before this worker came back."""
     task = waiting_task(node)
     node.pull()
     node.lite("tasks.started", task=task)
-    node.docker.status = 137
-    node.docker.run(task)
+    if container:
+        node.docker.status = 137
+        node.docker.run(task)
     node.lite("tasks.stopped", task=task)
     node.lite("tasks.enqueue", task=task, queue=node.queue)
     node.lite("queues.get_next_task", queue=node.queue)

@@ -21,6 +21,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from ._body import MB, check_depth, check_nodes
 from ._errors import ApiError
@@ -125,10 +126,25 @@ def create_files(state: State) -> Starlette:
                 return PlainTextResponse("the server's disk is full: nothing was stored", status_code=507)
             if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG):
                 return PlainTextResponse(f"no file can have this name here: {error.strerror}", status_code=409)
+            if error.errno == errno.ENOENT:  # somebody deleted it in this moment
+                return PlainTextResponse("not found", status_code=404)
             raise
 
     methods = ["GET", "HEAD", "POST", "DELETE"]
     return Starlette(routes=[Route("/{path:path}", handle, methods=methods)])
+
+
+class _StoredFile(FileResponse):
+    """A file that may be deleted between the look at it and the answer."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            self.stat_result = await run_in_threadpool(os.stat, self.path)
+        except FileNotFoundError:
+            await PlainTextResponse("not found", status_code=404)(scope, receive, send)
+            return
+        self.set_stat_headers(self.stat_result)
+        await super().__call__(scope, receive, send)
 
 
 def _get(target: Path, request: Request) -> Response:
@@ -139,7 +155,7 @@ def _get(target: Path, request: Request) -> Response:
     size = target.stat().st_size
     if ranges and (not ranges.startswith("bytes=") or "," in ranges):
         return PlainTextResponse("one range of bytes is supported", 416, {"content-range": f"bytes */{size}"})
-    return FileResponse(
+    return _StoredFile(
         target,
         filename=target.name,
         content_disposition_type="attachment" if download else "inline",
