@@ -7,14 +7,15 @@ import json
 import os
 import re
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import jwt
-from conftest import ROOT, secrets_of
 from testinfra.host import Host
 
+ROOT = Path(__file__).resolve().parents[2]
 PROJECT = "com.docker.compose.project=clearml-server"
 
 # The official server ships these in public: whoever reads its sources knows them.
@@ -168,23 +169,71 @@ def no_secret_is_seen(host: Host, root: str, variables: dict[str, Any], project:
             assert secret not in text, f"{name} is in {where}"
 
 
+def secrets_of(variables: dict[str, Any]) -> dict[str, str]:
+    """Return every secret of the site by its place in the vault."""
+    found: dict[str, str] = {}
+
+    def walk(place: str, value: object) -> None:
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                walk(f"{place}.{name}", inner)
+        elif isinstance(value, str) and len(value) >= 12:
+            found[place] = value
+
+    for name, value in variables.items():
+        if name.startswith("vault_"):
+            walk(name, value)
+    return found
+
+
+class Play:
+    """A playbook that runs beside the test, as the operator starts it: what it says can be read while it runs."""
+
+    def __init__(
+        self, inventory: Path, playbook: str, *arguments: str, names: dict[str, str] | None = None, **extra: object
+    ) -> None:
+        command = [ROOT / ".venv/bin/ansible-playbook", "-i", inventory, ROOT / "ansible" / playbook, "--diff"]
+        # molecule asks for colours, which would hide what is looked for.
+        kept = {name: value for name, value in os.environ.items() if name not in {"ANSIBLE_FORCE_COLOR", "PY_COLORS"}}
+        environment = {**kept, "ANSIBLE_CONFIG": str(ROOT / "ansible/ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
+        self._output = tempfile.TemporaryFile("w+b")  # noqa: SIM115 - lives as long as the run
+        self._process = subprocess.Popen(
+            [*command, *arguments, "-e", json.dumps(extra)],
+            env={**environment, **(names or {})},
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+        )
+
+    def said(self) -> str:
+        """Return what it has said so far, in one line: Ansible folds long ones."""
+        return " ".join(self._read().split())
+
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    def result(self) -> str:
+        """Wait for its end, and return all that it said.
+
+        Raises:
+            AssertionError: The playbook failed; the message is its output.
+        """
+        try:
+            # A busy machine needs minutes for what a free one does in one; no playbook of the tests takes an hour.
+            status = self._process.wait(timeout=3600)
+        finally:
+            self._process.kill()
+        text = self._read()
+        assert status == 0, text
+        return text
+
+    def _read(self) -> str:
+        # By its own position: the playbook writes through the same open file, whose position must stay at the end.
+        return os.pread(self._output.fileno(), 1 << 26, 0).decode(errors="replace")
+
+
 def play(inventory: Path, playbook: str, *arguments: str, names: dict[str, str] | None = None, **extra: object) -> str:
     """Run a playbook as the operator does; return what it said."""
-    command = [ROOT / ".venv/bin/ansible-playbook", "-i", inventory, ROOT / "ansible" / playbook, "--diff"]
-    # molecule asks for colours, which would hide what is looked for.
-    kept = {name: value for name, value in os.environ.items() if name not in {"ANSIBLE_FORCE_COLOR", "PY_COLORS"}}
-    environment = {**kept, "ANSIBLE_CONFIG": str(ROOT / "ansible/ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
-    done = subprocess.run(
-        [*command, *arguments, "-e", json.dumps(extra)],
-        env={**environment, **(names or {})},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+    return Play(inventory, playbook, *arguments, names=names, **extra).result()
 
 
 def changed_tasks(said: str) -> set[str]:

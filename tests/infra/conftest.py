@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from testinfra.host import Host
 
-ROOT = Path(__file__).resolve().parents[2]
 # A run that finds no host finds no test, and would pass.
 AT_LEAST = 15
 
@@ -38,20 +37,3 @@ def variables(host: Host) -> dict[str, Any]:
 def root(host: Host) -> str:
     """Put before a command that needs root, on hosts that are reached as somebody else."""
     return "" if host.user().name == "root" else "sudo -n "
-
-
-def secrets_of(variables: dict[str, Any]) -> dict[str, str]:
-    """Return every secret of the site by its place in the vault."""
-    found: dict[str, str] = {}
-
-    def walk(place: str, value: object) -> None:
-        if isinstance(value, dict):
-            for name, inner in value.items():
-                walk(f"{place}.{name}", inner)
-        elif isinstance(value, str) and len(value) >= 12:
-            found[place] = value
-
-    for name, value in variables.items():
-        if name.startswith("vault_"):
-            walk(name, value)
-    return found

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from audit import train
-from conftest import secrets_of
+from audit import secrets_of, train
 from testinfra.host import Host
 
 testinfra_hosts = ["ansible://clearml_nodes"]

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from audit import PROJECT, addresses, admin, ask, basic, bearer, changed_tasks, play, token, train
-from conftest import ROOT
+from audit import PROJECT, ROOT, addresses, admin, ask, basic, bearer, changed_tasks, play, token, train
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -214,7 +213,10 @@ def test_a_container_killed_under_load_comes_back_and_nothing_is_lost(
     put(host, "/run/load.json", question)
     put(host, "/run/load.py", LOAD)
     host.run_expect([0], "setsid --fork python3 /run/load.py </run/load.json >/dev/null 2>&1")
-    time.sleep(2)
+    deadline = time.monotonic() + 60
+    while not host.run_expect([0], "cat /run/load.acknowledged").stdout:
+        assert time.monotonic() < deadline, "the load does not begin"
+        time.sleep(0.5)
     container = f"clearml-server-{service}-1"
     # Through the host's process table: what Docker itself kills, it takes for wanted and does not restart.
     pid = host.run_expect([0], f"{root}docker inspect -f '{{{{.State.Pid}}}}' {container}").stdout.strip()
