@@ -157,7 +157,7 @@ def test_datasets_are_fetched_beforehand_once(inventory: Path, node: Host, host:
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        ({"dataset_cache_clearml_path": "/dvc_cache/clearml"}, "two caches in one folder would prune each other"),
+        ({"dataset_cache_clearml_path": "/dvc_cache/clearml"}, "what removes or prunes one would take the other"),
         ({"dataset_cache_mounts": ["/nowhere"]}, "where no disk is mounted"),
         ({"dataset_cache_max_size": "900t"}, "it would be full before"),
     ],
