@@ -158,8 +158,11 @@ class Fleet:
         return line.split()[1]
 
     @contextmanager
-    def load(self, queue: str, waiting: int = 8) -> Iterator[list[str]]:
-        """Keep some experiments waiting in a queue meanwhile; yields all that were sent, which end by themselves."""
+    def load(self, queue: str, waiting: int = 3) -> Iterator[list[str]]:
+        """Keep some experiments waiting in a queue meanwhile; yields all that were sent, which end by themselves.
+
+        Few: that none is ever without work is enough, and the playbook needs the processors too.
+        """
         sent: list[str] = []
         done = threading.Event()
 
