@@ -38,10 +38,11 @@ PLAYBOOK = $(VAULT_ENV) $(BIN)/ansible-playbook -i $(INVENTORY)
 STAGE = $(BIN)/python ansible/tools/stage.py --file $(STAGES)
 
 .PHONY: help
-help: ## show this list
-	@echo "Trainyard. Targets:"
-	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
-	@echo "Variables: SITE=local (a folder below inventory/)  ARGS='--check --diff'  CONFIRM=yes  FORCE=yes  JSON=yes"
+help:
+	@awk 'BEGIN { FS = ":.*## " } /^##@ / { printf "\n%s\n", substr($$0, 5) } /^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	printf '\n%s\n' "Variables: SITE=local (a folder below inventory/)  ARGS='--check --diff'  CONFIRM=yes  FORCE=yes  JSON=yes"
+
+##@ Operate a site
 
 .PHONY: up
 up: ## bring the platform up and train something real on it
@@ -52,6 +53,11 @@ up: ## bring the platform up and train something real on it
 	$(STAGE) --record tools --since "$$started"
 	$(MAKE) deploy
 	$(MAKE) verify
+
+.PHONY: preflight
+preflight: tools known-site ## find the inventory's mistakes and what its hosts lack, change nothing (HOSTS=no: ask no host)
+	@$(MAKE) secrets
+	$(PLAYBOOK) ansible/$(if $(filter no,$(HOSTS)),check_inventory.yml,preflight.yml) $(ARGS)
 
 .PHONY: deploy
 deploy: tools known-site ## run the playbook for SITE, without the check at the end
@@ -73,22 +79,29 @@ site: tools ## NAME=team: make a site of your own from inventory/example, with a
 users: tools known-site ## write each person's clearml.conf into inventory/SITE/users/ (after deploy)
 	@$(PLAYBOOK) ansible/users.yml $(ARGS)
 
+.PHONY: login
+login: tools known-site ## show the address, the login and its password
+	@$(BIN)/python ansible/tools/login.py --site-file $(SITE_FILE) --vault-file $(VAULT) --vault-password-file $(VAULT_PASSWORD)
+
 .PHONY: verify
 verify: tools known-site ## submit the example training, wait for it, read everything back
 	@test -e $(SITE_FILE) || { echo "the site $(SITE) is not deployed from here: run make up SITE=$(SITE)" >&2; exit 1; }
 	$(BIN)/python ansible/tools/verify.py --site-file $(SITE_FILE) --stages $(STAGES) --vault-file $(VAULT) --vault-password-file $(VAULT_PASSWORD)
 
+.PHONY: status
+status: tools known-site ## show what is free: workers, their experiments, queues (JSON=yes: as JSON)
+	@mkdir -p $(BUILD)
+	rm -f $(BUILD)/status-$(SITE).json $(BUILD)/status-$(SITE).txt
+	said=$$($(PLAYBOOK) ansible/status.yml $(ARGS) 2>&1) || { echo "$$said" >&2; exit 1; }
+	cat $(BUILD)/status-$(SITE).$(if $(filter yes,$(JSON)),json,txt)
+
+.PHONY: audit
+audit: tools-dev known-site ## the same tests of hosts as molecule's, against the live SITE (it changes nothing, and trains once)
+	@$(VAULT_ENV) $(BIN)/pytest tests/infra/local tests/infra/server/test_stack.py --ansible-inventory=$(INVENTORY)
+
 .PHONY: nodes
 nodes: tools known-site ## all that nodes need, from Docker to workers: ARGS="-l gpu-07" adds or updates one
 	@$(PLAYBOOK) ansible/nodes.yml $(ARGS)
-
-.PHONY: images
-images: tools known-site ## rebuild what changed of the images, share and take them (ARGS="-e perception_images_release=20261124": go back)
-	@$(PLAYBOOK) ansible/images.yml $(ARGS)
-
-.PHONY: registry-gc
-registry-gc: tools known-site ## free the disk of the site's registry of deleted images (it is stopped meanwhile)
-	@$(PLAYBOOK) ansible/images.yml -l clearml_registry -e image_registry_collect_garbage=true $(ARGS)
 
 .PHONY: drain
 drain: tools known-site ## ARGS="-l gpu-07": let a node's experiments end, then stop its workers
@@ -106,16 +119,17 @@ remove-node: tools known-site ## ARGS="-l gpu-07": drain a node and leave nothin
 cache-warm: tools known-site ## ARGS="-l gpu-07 -e datasets=kitti@1.4.0": fetch datasets into nodes' caches beforehand
 	@$(PLAYBOOK) ansible/cache_warm.yml $(ARGS)
 
-.PHONY: login
-login: tools known-site ## show the address, the login and its password
-	@$(BIN)/python ansible/tools/login.py --site-file $(SITE_FILE) --vault-file $(VAULT) --vault-password-file $(VAULT_PASSWORD)
+.PHONY: images
+images: tools known-site ## rebuild what changed of the images, share and take them (ARGS="-e perception_images_release=20261124": go back)
+	@$(PLAYBOOK) ansible/images.yml $(ARGS)
 
-.PHONY: status
-status: tools known-site ## show what is free: workers, their experiments, queues (JSON=yes: as JSON)
-	@mkdir -p $(BUILD)
-	rm -f $(BUILD)/status-$(SITE).json $(BUILD)/status-$(SITE).txt
-	said=$$($(PLAYBOOK) ansible/status.yml $(ARGS) 2>&1) || { echo "$$said" >&2; exit 1; }
-	cat $(BUILD)/status-$(SITE).$(if $(filter yes,$(JSON)),json,txt)
+.PHONY: registry-gc
+registry-gc: tools known-site ## free the disk of the site's registry of deleted images (it is stopped meanwhile)
+	@$(PLAYBOOK) ansible/images.yml -l clearml_registry -e image_registry_collect_garbage=true $(ARGS)
+
+.PHONY: sbom
+sbom: tools-dev ## IMAGE=trainyard/perception:3.11-cpu: list all its packages, and known vulnerabilities, into build/sbom/
+	@$(BIN)/python ansible/tools/sbom.py --folder $(BUILD)/sbom $(or $(IMAGE),trainyard/perception:3.11-cpu)
 
 .PHONY: down
 down: tools known-site ## stop everything, keep all data (FORCE=yes: even running experiments)
@@ -124,6 +138,8 @@ down: tools known-site ## stop everything, keep all data (FORCE=yes: even runnin
 .PHONY: destroy
 destroy: tools known-site ## show what goes and what stays, ask, remove containers, settings and data (CONFIRM=yes: without asking)
 	@$(PLAYBOOK) ansible/destroy.yml $(if $(CONFIRM),-e destroy_confirm=$(CONFIRM)) $(ARGS)
+
+##@ Develop Trainyard
 
 .PHONY: lint
 lint: tools-dev ## every linter, on everything
@@ -142,17 +158,13 @@ unit: tools-dev ## unit tests
 	@$(BIN)/pytest --numprocesses 2 --dist loadfile tests/unit
 
 .PHONY: e2e
-e2e: tools-dev ## real SDK, agent, clearml-data and browser on a server of its own (needs the images)
+e2e: tools-dev browser ## real SDK, agent, clearml-data and browser on a server of its own (needs the images)
 	@$(BIN)/pytest tests/e2e
 
 .PHONY: perception
 perception: tools-dev known-site ## the images for experiments: build what Debian alone can give, test them, and that builds are reproducible
 	@$(PLAYBOOK) ansible/images.yml -l localhost -e @tests/perception/matrix.yml
 	$(BIN)/pytest tests/perception
-
-.PHONY: sbom
-sbom: tools-dev ## IMAGE=trainyard/perception:3.11-cpu: list all its packages, and known vulnerabilities, into build/sbom/
-	@$(BIN)/python ansible/tools/sbom.py --folder $(BUILD)/sbom $(or $(IMAGE),trainyard/perception:3.11-cpu)
 
 .PHONY: molecule
 molecule: tools-dev ## the roles on test hosts: check, converge, idempotence, verify (SCENARIO=local, server or nodes)
@@ -163,9 +175,11 @@ molecule: tools-dev ## the roles on test hosts: check, converge, idempotence, ve
 		(cd ansible && ANSIBLE_VAULT_PASSWORD_FILE=$(ROOT)/inventory/$$lab/.vault_password $(BIN)/molecule test --scenario-name $$scenario)
 	done
 
-.PHONY: audit
-audit: tools-dev known-site ## the same tests of hosts as molecule's, against the live SITE (it changes nothing, and trains once)
-	@$(VAULT_ENV) $(BIN)/pytest tests/infra/local tests/infra/server/test_stack.py --ansible-inventory=$(INVENTORY)
+.PHONY: idempotence
+idempotence: tools known-site ## a second run of the playbook must change nothing
+	@mkdir -p $(BUILD)
+	$(PLAYBOOK) ansible/site.yml | tee $(BUILD)/second-run.log
+	! grep -E 'changed=[1-9]|failed=[1-9]|unreachable=[1-9]' $(BUILD)/second-run.log
 
 .PHONY: bench
 bench: tools-dev ## print the benchmark tables (needs a deployed site)
@@ -173,12 +187,6 @@ bench: tools-dev ## print the benchmark tables (needs a deployed site)
 	$(BIN)/python tests/bench/bench_start.py
 	$(BIN)/python tests/bench/bench_nodes.py
 	$(BIN)/python tests/bench/bench_images.py
-
-.PHONY: idempotence
-idempotence: tools known-site ## a second run of the playbook must change nothing
-	@mkdir -p $(BUILD)
-	$(PLAYBOOK) ansible/site.yml | tee $(BUILD)/second-run.log
-	! grep -E 'changed=[1-9]|failed=[1-9]|unreachable=[1-9]' $(BUILD)/second-run.log
 
 .PHONY: test
 test: ## lint, unit, up, a second run, images, e2e: what CI runs
@@ -228,6 +236,10 @@ lock: tools-dev ## resolve every lock file anew and show what changed (UPGRADE= 
 .PHONY: known-site
 known-site: tools
 	@$(CHECK_SITE)
+
+.PHONY: browser
+browser: # for the tests of the page; asked each time, so that it is tried again where it failed before
+	@bash ansible/tools/browser.sh
 
 .PHONY: tools
 tools: $(VENV)/.tools-main ## prepare .venv with what deploys

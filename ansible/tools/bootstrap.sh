@@ -29,8 +29,8 @@ if [ ! -x "$venv/bin/python" ] || ! "$venv/bin/python" -c '' 2>/dev/null; then
             say "This needs root: run  apt-get install $version  first"
             exit 1
         fi
-        apt-get update -qq
-        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$version" ca-certificates >/dev/null
+        apt-get -o DPkg::Lock::Timeout=600 update -qq
+        DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 install -y -qq --no-install-recommends "$version" ca-certificates >/dev/null
     fi
     "$python" -m venv "$venv"
 fi
@@ -58,13 +58,3 @@ else
     VIRTUAL_ENV=$venv UV_PROJECT_ENVIRONMENT=$venv "$venv/bin/uv" sync --quiet --frozen "${extra[@]}"
 fi
 touch "$venv/.tools-$group"
-
-# The page is tested in a real browser. Ubuntu has it as a snap only: there E2E_CHROMIUM names another one.
-if [ "$group" = dev ] && [ ! -x "${E2E_CHROMIUM:-/usr/bin/chromium}" ]; then
-    if [ "$(id -u)" = 0 ] && apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
-        apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null && [ -x /usr/bin/chromium ]; then
-        say "Installed chromium, for the tests of the page"
-    else
-        say "No Chromium was found: install one, or name it in E2E_CHROMIUM, to run tests/e2e/test_web.py"
-    fi
-fi

@@ -23,6 +23,9 @@ __all__ = ["FilterModule"]
 QUEUE_LEAST = 3
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\Z")
 SAFE_SECRET = re.compile(r"[A-Za-z][A-Za-z0-9_-]*\Z")
+# What an env file holds without quotes.
+BARE_IN_SHELL = re.compile(r"[A-Za-z0-9_@%+=:,./-]*")
+BARE_IN_COMPOSE = re.compile(r"(?! )[A-Za-z0-9_@%+=:,./*?~^()\[\]{}|;&<>! -]*(?<! )|")
 # Shipped in public with the official server and its tests: whoever reads its sources knows them.
 WELL_KNOWN = frozenset(  # starts of sha256
     {
@@ -483,6 +486,23 @@ def trainyard_host_problems(
     return problems
 
 
+def trainyard_env(value: object, *, shell: bool = False) -> str:
+    """Write a value for an env file, so that what reads it gets that very value.
+
+    Compose fills in ``$NAME`` in values without quotes, cuts them at `` #`` and strips blanks; in double quotes a
+    backslash keeps what follows it. A value that needs no quotes stays as it is.
+
+    Args:
+        value: Text, number or truth value.
+        shell: The file is read by a shell and by systemd (``EnvironmentFile=``), not by Compose: both know no bare
+            blank, and a shell runs what stands between backticks.
+    """
+    text = str(value)
+    if (BARE_IN_SHELL if shell else BARE_IN_COMPOSE).fullmatch(text):
+        return text
+    return '"' + re.sub(r'([\\"$`])' if shell else r'([\\"$])', r"\\\1", text) + '"'
+
+
 class FilterModule:
     """Tells Ansible the filters."""
 
@@ -501,4 +521,5 @@ class FilterModule:
             "trainyard_token_secret": trainyard_token_secret,
             "trainyard_names_problems": trainyard_names_problems,
             "trainyard_task_arguments": trainyard_task_arguments,
+            "trainyard_env": trainyard_env,
         }
