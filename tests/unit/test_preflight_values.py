@@ -870,6 +870,8 @@ ALONE |= {
     "clearml_agent_extra_mounts",
     "clearml_agent_workers",
     "clearml_server_images",
+    "clearml_server_token_secret",
+    "clearml_server_version",
     "clearml_node_name",
     "clearml_server_flavor",
     "dataset_cache_mounts",
@@ -954,6 +956,88 @@ def test_the_inventories_of_the_project_pass(site: str, tmp_path: Path) -> None:
     )
     (tmp_path / site / "group_vars/all/vault.yml").write_text(yaml.safe_dump(inventories.secrets()))
     assert inventories.check(tmp_path / site) == []
+
+
+# group, variables of one host that are unusual and good: nothing may be said of them
+RIGHT: list[tuple[str, dict[str, Any]]] = [
+    ("nodes", {"clearml_agent_workers": [{"name": "a1b", "gpus": ["GPU-12345678-1234-1234-1234-123456789abc"]}]}),
+    ("nodes", {"clearml_agent_workers": [{"name": "svc1", "services": 4}]}),
+    ("nodes", {"clearml_agent_workers": [{"name": "m1g", "gpus": ["MIG-12345678-1234-1234-1234-123456789abc"], "memory": "1.5t", "cpus": 0.5, "shm_size": "64MB"}]}),
+    ("nodes", {"clearml_agent_workers": [{"name": "q11", "gpus": [], "queues": ["big", "q11"], "image": "nvcr.io/nvidia/pytorch:25.01-py3"}]}),
+    ("nodes", {"clearml_agent_gpus": [], "clearml_agent_task_network": "host", "clearml_agent_poll_seconds": "1.5", "clearml_agent_check_gpus": "no"}),
+    ("nodes", {"clearml_agent_gpus": "{{ [3, 1] }}", "clearml_agent_task_memory": "", "clearml_agent_task_python": "", "clearml_agent_drain_seconds": 86400}),
+    ("nodes", {"clearml_agent_default_docker_image": "localhost:5000/x:1", "clearml_agent_task_memory": "60GiB", "clearml_agent_reaper_keep_images": ["*"]}),
+    ("nodes", {"clearml_agent_default_docker_image": "10.0.0.5:5000/team/a/b:1_2-x", "clearml_agent_docker_args_filters": []}),
+    ("nodes", {"clearml_agent_extra_docker_arguments": ["-v", "/data:/data", "--ulimit=memlock=-1", "-e", "A=b c", "--privileged", "-eX=1", "--gpus", "all"]}),
+    ("nodes", {"clearml_agent_extra_docker_arguments": ["--mount", "type=bind,source=/data,target=/data", "--cap-add", "IPC_LOCK"]}),
+    ("nodes", {"clearml_agent_forbidden_docker_args": ["-v", "--privileged", "net", "cap-add"]}),
+    ("nodes", {"clearml_agent_extra_mounts": [{"source": "/data"}, {"source": "/mnt/nas", "target": "/nas", "read_only": False}, {"source": "/etc/localtime"}, {"source": "/dev/shm"}]}),
+    ("nodes", {"clearml_agent_root": "/srv/clearml/agent", "clearml_agent_cache": "/scratch/clearml-cache"}),
+    ("nodes", {"clearml_agent_cache": "/fast/cache", "dataset_cache_sdk_path": "/fast/cache/sdk-cache"}),
+    ("nodes", {"clearml_agent_dvc_cache": "", "clearml_agent_client_cache": ""}),
+    ("nodes", {"clearml_node_name": "LARGE-GPU-7"}),
+    ("nodes", {"clearml_node_name": "{{ inventory_hostname_short }}b"}),
+    ("nodes", {"clearml_agent_git_user": "oauth2", "clearml_agent_git_token": "ghp_xxxxxxxxxxxx"}),
+    ("nodes", {"clearml_agent_http_proxy": "http://user:p%40ss@proxy.example.org:3128", "clearml_agent_no_proxy": "localhost, ::1,.example.org,10.0.0.0/8,*.corp"}),
+    ("nodes", {"clearml_agent_api_url": "https://clearml.example.org/api/", "clearml_agent_web_url": "http://[2001:db8::5]:8080"}),
+    ("nodes", {"dataset_cache_mounts": ["/data"], "dataset_cache_path": "/data/dvc", "dataset_cache_clearml_path": "/data/clearml"}),
+    ("nodes", {"dataset_cache_nfs": "[2001:db8::1]:/x", "dataset_cache_mounts": ["/data"], "dataset_cache_path": "/data/d", "dataset_cache_clearml_path": "/data/c", "dataset_cache_keep_hours": 200, "dataset_cache_pruner_enabled": False}),
+    ("nodes", {"dataset_cache_min_free": "", "dataset_cache_max_size": "1.5t", "dataset_cache_keep_hours": 0, "dataset_cache_pins": [f"clearml-{'0' * 32}", f"dvc-{'a' * 32}"], "dataset_cache_members": ["alice", "_svc"]}),
+    ("nodes", {"docker_engine_daemon_extra": {"data-root": "/data/docker", "default-address-pools": [{"base": "10.200.0.0/16", "size": 24}], "bip": "10.1.0.1/24"}, "docker_engine_install": False}),
+    ("nodes", {"nvidia_container_toolkit_enabled": False, "nvidia_container_toolkit_cuda": "12.4", "nvidia_container_toolkit_version": "1.17.8-1"}),
+    ("nodes", {"nvidia_container_toolkit_repository_key": "/usr/share/keyrings/nv.gpg", "nvidia_container_toolkit_mode": "cdi"}),
+    ("nodes", {"perception_images_matrix": [{"python": "3.8"}, {"python": "3.13", "variant": "cuda", "groups": ["torch", "core"]}, {"python": "3.11", "name": "lidar", "groups": ["lidar"], "provider": "uv"}]}),
+    ("nodes", {"perception_images_registry": "registry.example.com:5000/team", "perception_images_registry_username": "bot@x", "perception_images_registry_password": "p", "perception_images_release": "20261124T0930"}),
+    ("nodes", {"perception_images_systems": {"3.11": {"suite": "bookworm", "image": "m.example.org/debian:bookworm-slim", "mirror": "http://m.example.org/debian"}}}),
+    ("nodes", {"team": "vision", "our_gateway": "10.0.0.1", "ntp_servers": ["a"], "users": [{"a": 1}], "monitoring": {"port": 9100}, "mine": "{{ nobody_reads_this }}"}),
+    ("nodes", {"ansible_host": "fe80::1%eth0"}),
+    ("nodes", {"ansible_host": "my_alias", "ansible_user": "DOMAIN\\me", "ansible_port": "2222", "ansible_become": "yes", "ansible_become_method": "su", "ansible_python_interpreter": "python3", "ansible_ssh_private_key_file": "~/.ssh/none", "ansible_ssh_common_args": "-J bastion"}),
+    ("nodes", {"ansible_connection": "community.docker.docker", "ansible_become_password": "{{ vault_become | default('') }}"}),
+    ("nodes", {"ansible_connection": "local", "ansible_python_interpreter": "{{ ansible_playbook_python }}"}),
+    ("server", {"clearml_server_host": "{{ ansible_host }}"}),
+    ("server", {"clearml_server_host": "{{ ansible_facts['default_ipv4']['address'] }}"}),
+    ("server", {"clearml_server_flavor": "official", "clearml_server_mongo_uri": "mongodb://u:p%40w@h1:27017,h2/?replicaSet=rs0", "clearml_server_redis_url": "rediss://r.x.org:6380", "clearml_server_elasticsearch_url": "https://es.x.org:9200", "clearml_server_elasticsearch_user": "trainyard"}),
+    ("server", {"clearml_server_flavor": "official", "clearml_server_images": {"mongo": f"m.example.org/mongo@sha256:{'b' * 64}"}, "clearml_server_elasticsearch_heap_mb": 16384}),
+    ("server", {"clearml_server_domain": "clearml.example.org", "clearml_server_tls": "acme", "clearml_server_acme_email": "ops@example.org", "clearml_server_acme_ca": "https://ca.internal:9000/acme/acme/directory"}),
+    ("server", {"clearml_server_bind_address": "127.0.0.1", "clearml_server_web_port": "80", "clearml_server_api_port": 18008, "clearml_server_root": "/home/clearml/data"}),
+    ("server", {"clearml_server_accounts": {"agent_ci": {"key": "Key-long-enough", "secret": "Secret-long-enough"}}, "clearml_server_s3": [{"host": "s3.x.org:9000", "key": "k", "secret": "s", "secure": False}]}),
+    ("server", {"clearml_users": [{"username": "b.o-b@x.org", "name": "Bob Ü", "password": "hush-hush-hush!"}], "clearml_users_folder": "/home/me/my sites/users", "clearml_users_rotate": "alice,bob"}),
+    ("server", {"site_name": "team.a_b-1", "site_ca_bundle": "", "site_http_proxy": "", "site_no_proxy": "", "registry_mirror": "https://m.example.org:5000", "site_verify_repository": "git@git.example.org:team/x.git"}),
+    ("registry", {"image_registry_address": "10.0.0.9", "image_registry_port": 443, "image_registry_root": "/data/registry"}),
+]  # fmt: skip
+
+
+def test_unusual_and_good_values_pass(tmp_path: Path) -> None:
+    hosts: dict[str, dict[str, Any]] = {}
+    for number, (group, variables) in enumerate(RIGHT):
+        hosts[f"{group}-{number:03}"] = {**base(group, number), **variables}
+    groups = {full: [name for name in hosts if name.startswith(short)] for short, full in GROUP.items()}
+    inventories.write(tmp_path / "site", hosts, groups, inventories.secrets())
+    assert inventories.check(tmp_path / "site") == []
+
+
+def test_a_name_that_is_no_address_is_told_where_it_is_one(tmp_path: Path) -> None:
+    hosts: dict[str, dict[str, Any]] = {
+        "10.0.0.256": {},
+        "root@train02": {},
+        "10.0.0.257": {"ansible_host": "10.0.0.7"},
+    }
+    hosts["10.0.0.258"] = {"ansible_connection": "local"}
+    for number, name in enumerate(hosts):
+        hosts[name] |= {"clearml_node_name": f"node{number}", "clearml_server_host": "10.0.0.5"}
+    inventories.write(tmp_path / "site", hosts, {"clearml_nodes": list(hosts)}, inventories.secrets())
+    said = inventories.check(tmp_path / "site")
+    assert [line.split(":")[0] for line in said] == ["10.0.0.256", "root@train02"], said
+    assert "without ansible_host its name is its address: it is not an IPv4 address" in said[0]
+
+
+def test_the_queue_of_make_verify_is_served(tmp_path: Path) -> None:
+    hosts: dict[str, dict[str, Any]] = {"one": {"clearml_agent_gpus": [0], "site_verify_queue": "big_gpus"}}
+    hosts["one"] |= {"clearml_server_host": "10.0.0.5"}
+    inventories.write(tmp_path / "site", hosts, {"clearml_nodes": list(hosts)}, inventories.secrets())
+    (said,) = inventories.check(tmp_path / "site")
+    assert said.startswith("one: site_verify_queue is 'big_gpus', which no worker serves")
+    assert "write one of all_gpus, one, one-1" in said
 
 
 def test_two_hosts_with_one_address_are_one_machine(tmp_path: Path) -> None:

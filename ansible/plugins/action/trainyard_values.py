@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleError
+from ansible.plugins.loader import filter_loader
 from ansible.template import Templar, trust_as_template
 from ansible.utils.vars import combine_vars
 
@@ -69,6 +70,9 @@ class Role:
         specs = plain(read("meta/argument_specs.yml"))["argument_specs"]["main"].get("options") or {}
         self.options = augment(specs, plain(read("meta/value_types.yml")))
         self.defaults, self.vars = read("defaults/main.yml"), read("vars/main.yml")
+        # Ansible itself knows them once the role has run.
+        if (folder / "filter_plugins").is_dir():
+            filter_loader.add_directory(str(folder / "filter_plugins"))
 
 
 class Host:
