@@ -183,6 +183,7 @@ PATHS: list[Case] = [
     ("a file that is called host_vars", {"host_vars": "a: 1\n"}, "host_vars is a file; make it a folder, with HOST.yml in it"),
     ("variables in a folder of another name", {"vars/all.yml": "team_name: x\n"}, "vars/all.yml:1 has team_name where a group is due; variables of all hosts go to group_vars/all/"),
     ("TOML", {"group_vars/all/more.toml": "a = 1\n"}, "is not read: its name ends in .toml"),
+    ("a program beside hosts.yml", {"check.py": "print\n"}, "check.py is read as a file of hosts, as every file here; move it to another folder"),
 ]  # fmt: skip
 
 SPOILT: list[Case] = [
@@ -214,6 +215,11 @@ SPOILT: list[Case] = [
     ("a range with a hyphen", {"hosts.yml": HOSTS.replace("train02.example.org", "gpu[01-04]")}, "host range must be begin:end"),
     ("a group in itself", {"hosts.yml": "all:\n  children:\n    clearml_server: {hosts: {s: }, children: {a: {children: {clearml_server: }}}}\n    clearml_nodes: {hosts: {n: }}\n"}, "creates a recursive dependency loop"),
     ("another ending of hosts.yml", {"hosts.yml": None, "hosts.yml.txt": HOSTS}, ["has no hosts file; write hosts.yml", "or rename hosts.yml.txt, which is not read"]),
+    ("INI, a value with a space", {"hosts.yml": None, "hosts.ini": "[clearml_server]\ns x = a\n"}, "hosts.ini: Expected key=value host variable assignment, got: x"),
+    ("INI, an open section", {"hosts.yml": None, "hosts.ini": "[clearml_server\ns\n"}, "hosts.ini: a line that starts with [ is not closed with ]"),
+    ("INI, an unknown group", {"hosts.yml": None, "hosts.ini": "[clearml_server]\ns\n[clearml_nodes:children]\nnone\n"}, "includes undefined group 'none'"),
+    ("INI, a template", {"hosts.yml": None, "hosts.ini": "[clearml_server]\ns x=\"{{ 'a' }}\"\n"}, "write it into group_vars"),
+    ("INI by another name", {"hosts.yml": "# hosts\n[clearml_server]\ns\n"}, "hosts.yml is INI, and its name ends in .yml; rename it to hosts.ini"),
 ]  # fmt: skip
 
 LEGAL: list[tuple[str, Files]] = [
@@ -247,6 +253,11 @@ LEGAL: list[tuple[str, Files]] = [
     ("a byte order mark", {SITE: "\ufeffsite_name: team\n"}),
     ("Windows' line ends", {SITE: "site_name: team\r\nmine: x\r\n"}),
     ("a document's end", {SITE: "---\nsite_name: team\n...\n"}),
+    ("a secret that is like a word of the tools", {"group_vars/all/vault.yml": "vault_mine: x\nvault_fil: y\n"}),
+    ("INI with everything", {"hosts.yml": None, "hosts": "[clearml_server]\ns:2222 clearml_server_host='10.0.0.5'\n\n[clearml_nodes]\ngpu[01:04] ansible_user=me clearml_agent_gpus=\"[0, 1]\"\n; d\n[all:vars]\nansible_ssh_private_key_file=~/.ssh/id\nteam=\"a b\"\n[berlin]\ngpu01\n[lab:children]\nberlin\n"}),  # type: ignore[dict-item]
+    ("a plugin's file", {"zz_groups.yml": "plugin: ansible.builtin.constructed\nstrict: false\ngroups:\n  big: inventory_hostname.startswith('train')\n"}),
+    ("tags of YAML", {SITE: "+mine: !unsafe '{{ x }}'\nlong: |\n  a\n  b\nfolded: >-\n  x\n  y\nwith_tab: \"a\tb\"\n"}),
+    ("files for people", {"README": "", "notes.txt": "x", "site.retry": "x", "ansible.cfg": "x", ".envrc": "x", "docs/notes.md": "x", "host_vars/.gitkeep": ""}),
 ]  # fmt: skip
 
 

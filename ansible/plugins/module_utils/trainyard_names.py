@@ -115,6 +115,8 @@ MEANT = re.compile(r"\.(ya?ml|json|yam|ymal|yaml?l|tml|txt|conf|cfg|ini|toml|var
 WORD = re.compile(r"[A-Za-z_]\w*")
 EXPRESSION = re.compile(r"\{\{.*?\}\}|\{%.*?%\}", re.S)
 QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
+# A file beside hosts.yml that ends like these was meant to have hosts.
+HOSTS_ENDINGS = ("", ".hosts", ".ini", ".inventory", ".json", ".yaml", ".yml")
 # Roles' and the site's words that a team may use as names of its own.
 OWN_WORDS = ("site",)
 GROUP_KEYS = ("hosts", "vars", "children")
@@ -215,12 +217,19 @@ def _reading_fault(folders: Iterable[Path], loader: DataLoader) -> str:
     """Return why a file of hosts cannot be read; Ansible itself only warns of it. Empty when nobody knows."""
     for folder in folders:
         for path in sorted(folder.iterdir()) if folder.is_dir() else [folder]:
-            if path.is_file() and path.suffix in constants.YAML_FILENAME_EXTENSIONS:
+            if path.is_file() and not path.name.startswith("."):
+                kind = "yaml" if path.suffix in constants.YAML_FILENAME_EXTENSIONS else "ini"
                 try:
-                    inventory_loader.get("yaml").parse(InventoryData(), loader, str(path), cache=False)
+                    inventory_loader.get(kind).parse(InventoryData(), loader, str(path), cache=False)
                 except (AnsibleError, ValueError) as error:
                     cause = error.__cause__ or error
-                    return f"{path.name}: {' '.join(str(getattr(cause, 'message', cause)).split())}"
+                    said = " ".join(str(getattr(cause, "message", cause)).split()).rstrip(".")
+                    # Python's words for what Ansible's reader of INI does not expect.
+                    if "unhashable" in said:
+                        said = "a value that starts with {{ is no text in INI: write it into group_vars"
+                    elif "to unpack" in said:
+                        said = "a line that starts with [ is not closed with ]"
+                    return f"{path.name}: {said}"
     return ""
 
 
@@ -250,7 +259,8 @@ def known_names() -> Known:
     for playbook in ANSIBLE.glob("*.yml"):
         for play in read(playbook):
             variables |= {name for name in play.get("vars") or {} if not name.startswith("__")}
-    variables |= {word for word in words if word.startswith("vault_") and not word.endswith("_")}
+    ours = ("vault_clearml_", "vault_registry_")
+    variables |= {word for word in words if word.startswith(ours) and not word.endswith("_")}
     prefixes = (*(f"{role.name}_" for role in roles), *PREFIXES)
     # What -e may set and no play has as its own.
     read_by_plays = {word for path in ANSIBLE.glob("*.yml") for word in WORD.findall(path.read_text()) if "_" in word}
@@ -545,6 +555,13 @@ class _Files:
                         self._hosts_file(file)
             else:
                 found = True
+                if path.suffix not in HOSTS_ENDINGS and _is_text(path):
+                    self._say(
+                        path,
+                        "is read as a file of hosts, as every file here; move it to another folder, or to files/, or "
+                        "start its name with a dot",
+                    )
+                    continue
                 self._hosts_file(path)
         if not found:
             like = next((path.name for path in sorted(folder.iterdir()) if path.name.lower().startswith("host")), "")
@@ -732,6 +749,9 @@ class _Files:
             if _is_text(path):
                 self._ini_file(path)
             return
+        if _is_text(path) and re.match(r"(\s*([#;].*)?\n)*\[[\w.-]+(:\w+)?\]\s*\n", path.read_text()):
+            self._stop(path, f"is INI, and its name ends in {path.suffix}; rename it to {path.stem}.ini")
+            return
         node = self._compose(path)
         if node is None:
             return
@@ -852,7 +872,7 @@ class _Files:
                     self.places.append(Place(name.strip(), where, "", [value]))
                 elif not section.endswith(":children"):
                     host, *rest = line.split()
-                    if (section, host) in listed:
+                    if (section, host) in listed and self._inventory:
                         self._say(
                             path,
                             f"has the host {host} a second time in [{section}] (first in line "
