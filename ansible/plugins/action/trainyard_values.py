@@ -288,7 +288,7 @@ def _port_problems(host: Host, values: Mapping[str, Any], options: Mapping[str, 
             port = int(values[name])
             if port in taken:
                 yield (
-                    f"{host.name}: {name} is {port}, and so is {taken[port]}; two services cannot share a port; write "
+                    f"{host.name}: {name} is {port}, and so is {taken[port]}: two services cannot share a port; write "
                     "another one, for example 8080 for web, 8008 for the API, 8081 for files"
                 )
             taken.setdefault(port, name)
