@@ -50,7 +50,7 @@ def trainyard_user_problems(users: Any, host: str, taken: Sequence[str] = ()) ->
         if not isinstance(username, str) or not USERNAME.match(username):
             state = "missing" if username is None else repr(username)
             problems.append(
-                f"{host}: {where}.username is {state}; write at most 128 letters, digits, . _ @ -, "
+                f"{host}: {where}.username is {state}; write letters, digits, . _ @ - only, "
                 "first a letter or digit (a number in quotes), e.g. 'alice'"
             )
         else:
