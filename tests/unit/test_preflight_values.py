@@ -869,6 +869,7 @@ ALONE |= {
     "clearml_agent_common_queues",
     "clearml_agent_extra_mounts",
     "clearml_agent_workers",
+    "clearml_server_domain",
     "clearml_server_images",
     "clearml_server_token_secret",
     "clearml_server_version",
