@@ -33,8 +33,8 @@ def load(path: str) -> Any:
 
 
 init_plugin_loader()
-for folder in [ROOT / "ansible/plugins/filter", *ROOT.glob("ansible/roles/*/filter_plugins")]:
-    filter_loader.add_directory(str(folder))
+# Those of roles are the action's own to find.
+filter_loader.add_directory(str(ROOT / "ansible/plugins/filter"))
 action = load("ansible/plugins/action/trainyard_values.py")
 preflight = yaml.safe_load((ROOT / "ansible/roles/preflight/meta/argument_specs.yml").read_text())
 GROUPS = {

@@ -94,6 +94,22 @@ VARIABLES: list[Case] = [
     ("read in a template", {SITE: '+site_no_proxy2: ""\nmine: "{{ clearml_server_hst }}"\n'}, ["site_no_proxy2", "mine (group_vars/all/site.yml:", "reads clearml_server_hst, which is not defined; write clearml_server_host"]),
     ("read from the vault", {SITE: "+mine: \"{{ vault_clearml_admin_pasword | default('') }}\"\n"}, "reads vault_clearml_admin_pasword, which is not defined; write vault_clearml_admin_password"),
     ("read in a list", {SITE: '+mine: [{a: "{{ site_nam }}"}]\n'}, "reads site_nam, which is not defined; write site_name"),
+    ("a role's name", {SITE: "+dataset_cache: {path: /x}\n"}, "settings are variables of their own, not a mapping; write for example dataset_cache_"),
+    ("another role's name", {SITE: "+image_registry:\n  port: 5000\n"}, "write for example image_registry_address"),
+    ("a key of ssh", {"hosts.yml": nodes("ansible_key_file: ~/.ssh/x")}, ["train01.example.org: ansible_key_file (hosts.yml:10) is not known", "Names that start with ansible_ are Ansible's"]),
+    ("of Ansible, nothing is like it", {"hosts.yml": nodes("ansible_zzz: x")}, "Names that start with ansible_ are Ansible's"),
+    ("what Ansible works out", {SITE: "+inventory_hostname: x\n"}, "inventory_hostname (group_vars/all/site.yml:21) is a name that Ansible gives a value itself"),
+    ("groups in group_vars", {SITE: "+groups: {a: [b]}\n"}, "is a name that Ansible gives a value itself"),
+    ("the facts", {SITE: "+ansible_facts: {}\n"}, "is a name that Ansible gives a value itself"),
+    ("a hyphen in a name of one's own", {SITE: "+my-var: x\n"}, "my-var (group_vars/all/site.yml:21) is not the name of a variable, so no template could read it; write my_var"),
+    ("a dot in it", {SITE: "+my.var: x\n"}, "write my_var"),
+    ("a digit first", {SITE: "+2nd: x\n"}, "2nd (group_vars/all/site.yml:21) is not the name of a variable"),
+    ("another alphabet", {SITE: "+größe: x\n"}, "is not the name of a variable"),
+    ("a word of Python's", {SITE: "+class: x\n"}, "is not the name of a variable"),
+    ("a number", {SITE: "+5: x\n"}, "group_vars/all/site.yml:21 has the variable 5, which YAML reads as a number"),
+    ("nothing", {SITE: "+null: x\n"}, "which YAML reads as nothing"),
+    ("true", {SITE: "+on: x\n"}, "has the variable on, which YAML reads as true or false"),
+    ("a knob that is gone", {SITE: "+preflight_node_group: x\n"}, "preflight_node_group (group_vars/all/site.yml:21) is not known"),
 ]  # fmt: skip
 
 GROUPS: list[Case] = [
@@ -129,6 +145,8 @@ GROUPS: list[Case] = [
     ("a host that is a date", {"hosts.yml": HOSTS.replace("train01.example.org", "2026-11-26")}, "which YAML reads as a date"),
     ("hosts.yml, a word", {"hosts.yml": "server\n"}, "hosts.yml:1 does not hold groups"),
     ("a group that is a number", {"hosts.yml": HOSTS + "    7: {hosts: {server: }}\n"}, "has the group 7, which YAML reads as a number"),
+    ("a range backwards", {"hosts.yml": HOSTS.replace("train02.example.org", "gpu[04:01]")}, "hosts.yml:10 has the hosts gpu[04:01], a range that ends before it starts, so there are none; write gpu[01:04]"),
+    ("a host twice in INI", {"hosts.yml": "", "hosts.ini": "[clearml_server]\ns a=1\n[clearml_nodes]\nn\nm\nn b=2\n"}, "hosts.ini:6 has the host n a second time in [clearml_nodes] (first in line 4)"),
 ]  # fmt: skip
 
 PATHS: list[Case] = [
@@ -162,6 +180,10 @@ PATHS: list[Case] = [
     ("twice, deeper", {SITE: "+mine:\n  - {a: 1, a: 2}\n"}, "has mine.a a second time"),
     ("twice, hosts", {"hosts.yml": HOSTS.replace("train02.example.org", "train01.example.org")}, "hosts.yml:10 has all.children.clearml_nodes.hosts.train01.example.org a second time (first in line 8)"),
     ("twice, groups", {"hosts.yml": HOSTS.replace("clearml_registry", "clearml_server")}, "all.children.clearml_server a second time"),
+    ("a file that is called host_vars", {"host_vars": "a: 1\n"}, "host_vars is a file; make it a folder, with HOST.yml in it"),
+    ("variables in a folder of another name", {"vars/all.yml": "team_name: x\n"}, "vars/all.yml:1 has team_name where a group is due; variables of all hosts go to group_vars/all/"),
+    ("TOML", {"group_vars/all/more.toml": "a = 1\n"}, "is not read: its name ends in .toml"),
+    ("a program beside hosts.yml", {"check.py": "print\n"}, "check.py is read as a file of hosts, as every file here; move it to another folder"),
 ]  # fmt: skip
 
 SPOILT: list[Case] = [
@@ -189,6 +211,15 @@ SPOILT: list[Case] = [
     ("a vault, spoilt inside", {"group_vars/all/vault.yml": "YAML"}, "group_vars/all/vault.yml:3 has encrypted content that is not valid YAML"),
     ("a vault, a list", {"group_vars/all/vault.yml": "LIST"}, "group_vars/all/vault.yml:1 holds a list"),
     ("a vaulted value", {SITE: "INLINE"}, ["group_vars/all/site.yml:1 has mine, which cannot be decrypted", "cannot be decrypted"]),
+    ("a range without an end", {"hosts.yml": HOSTS.replace("train02.example.org", "gpu[a:]")}, "the hosts cannot be read: hosts.yml: host range must specify end value"),
+    ("a range with a hyphen", {"hosts.yml": HOSTS.replace("train02.example.org", "gpu[01-04]")}, "host range must be begin:end"),
+    ("a group in itself", {"hosts.yml": "all:\n  children:\n    clearml_server: {hosts: {s: }, children: {a: {children: {clearml_server: }}}}\n    clearml_nodes: {hosts: {n: }}\n"}, "creates a recursive dependency loop"),
+    ("another ending of hosts.yml", {"hosts.yml": None, "hosts.yml.txt": HOSTS}, ["has no hosts file; write hosts.yml", "or rename hosts.yml.txt, which is not read"]),
+    ("INI, a value with a space", {"hosts.yml": None, "hosts.ini": "[clearml_server]\ns x = a\n"}, "hosts.ini: Expected key=value host variable assignment, got: x"),
+    ("INI, an open section", {"hosts.yml": None, "hosts.ini": "[clearml_server\ns\n"}, "hosts.ini: a line that starts with [ is not closed with ]"),
+    ("INI, an unknown group", {"hosts.yml": None, "hosts.ini": "[clearml_server]\ns\n[clearml_nodes:children]\nnone\n"}, "includes undefined group 'none'"),
+    ("INI, a template", {"hosts.yml": None, "hosts.ini": "[clearml_server]\ns x=\"{{ 'a' }}\"\n"}, "write it into group_vars"),
+    ("INI by another name", {"hosts.yml": "# hosts\n[clearml_server]\ns\n"}, "hosts.yml is INI, and its name ends in .yml; rename it to hosts.ini"),
 ]  # fmt: skip
 
 LEGAL: list[tuple[str, Files]] = [
@@ -210,6 +241,23 @@ LEGAL: list[tuple[str, Files]] = [
     ("ranges", {"hosts.yml": HOSTS.replace("train02.example.org", "gpu[01:04]").replace("clearml_node_name: train02", "ansible_user: me")}),
     ("INI", {"hosts.yml": None, "hosts.ini": "[clearml_server]\ns ansible_host=10.0.0.5\n[clearml_nodes]\na clearml_node_name=a\n[clearml_nodes:vars]\nansible_user=me\n[berlin:children]\nclearml_nodes\n"}),  # type: ignore[dict-item]
     ("what roles know of one another", {SITE: "+mine: \"{{ clearml_server_description.api_url | default('') }}{{ groups['clearml_nodes'] | map('extract', hostvars) | map(attribute='clearml_agent_x') | list }}\"\n"}),
+    ("plugins' variables", {"hosts.yml": nodes("ansible_perl_interpreter: /usr/bin/perl\n          ansible_become_exe: sudo\n          ansible_shell_executable: /bin/sh\n          ansible_ssh_retries: 3\n          ansible_ssh_timeout: 9\n          ansible_remote_tmp: /tmp/x\n          ansible_winrm_transport: x\n          ansible_scp_extra_args: -O\n          ansible_pipelining: true")}),
+    ("words of one's own", {SITE: "+site: berlin\nregistry_port: 1\ndocker_http_proxy: x\nusers: [a]\nenvironment: production\nagent_gpus: 2\nnode_name: x\n_private: 1\n"}),
+    ("hosts in several files", {"more.yml": "clearml_nodes: {hosts: {train03: {clearml_node_name: train03}}}\n"}),
+    ("hosts in a folder", {"hosts.yml": None, "hosts/a.yml": HOSTS}),  # type: ignore[dict-item]
+    ("a port in a host's name", {"hosts.yml": HOSTS.replace("train02.example.org:", "train02.example.org:2222:")}),
+    ("IPv6 hosts", {"hosts.yml": HOSTS.replace("train02.example.org", "'2001:db8::5'")}),
+    ("ranges with steps and letters", {"hosts.yml": HOSTS.replace("train02.example.org", "gpu[01:09:2]").replace("clearml_node_name: train02", "ansible_user: me").replace("train01.example.org", "rack-[a:c]").replace("clearml_node_name: train01", "ansible_user: me")}),
+    ("vars of groups and of all", {"hosts.yml": HOSTS + "  vars: {ansible_user: me, team: x}\n"}),
+    ("JSON", {"hosts.yml": None, "hosts.json": '{"clearml_server": {"hosts": {"s": {}}}, "clearml_nodes": {"hosts": {"n01": {}}}}'}),  # type: ignore[dict-item]
+    ("a byte order mark", {SITE: "\ufeffsite_name: team\n"}),
+    ("Windows' line ends", {SITE: "site_name: team\r\nmine: x\r\n"}),
+    ("a document's end", {SITE: "---\nsite_name: team\n...\n"}),
+    ("a secret that is like a word of the tools", {"group_vars/all/vault.yml": "vault_mine: x\nvault_fil: y\n"}),
+    ("INI with everything", {"hosts.yml": None, "hosts": "[clearml_server]\ns:2222 clearml_server_host='10.0.0.5'\n\n[clearml_nodes]\ngpu[01:04] ansible_user=me clearml_agent_gpus=\"[0, 1]\"\n; d\n[all:vars]\nansible_ssh_private_key_file=~/.ssh/id\nteam=\"a b\"\n[berlin]\ngpu01\n[lab:children]\nberlin\n"}),  # type: ignore[dict-item]
+    ("a plugin's file", {"zz_groups.yml": "plugin: ansible.builtin.constructed\nstrict: false\ngroups:\n  big: inventory_hostname.startswith('train')\n"}),
+    ("tags of YAML", {SITE: "+mine: !unsafe '{{ x }}'\nlong: |\n  a\n  b\nfolded: >-\n  x\n  y\nwith_tab: \"a\tb\"\n"}),
+    ("files for people", {"README": "", "notes.txt": "x", "site.retry": "x", "ansible.cfg": "x", ".envrc": "x", "docs/notes.md": "x", "host_vars/.gitkeep": ""}),
 ]  # fmt: skip
 
 
@@ -334,6 +382,16 @@ def test_a_link_to_nowhere(tmp_path: Path) -> None:
     problems = "\n".join(found(folder).problems)
     assert "group_vars/clearml_nodes.yml is a link to a file that does not exist" in problems
     assert "group_vars/all/more.yml is a link to a file that does not exist" in problems
+
+
+def test_group_vars_that_is_not_a_folder(tmp_path: Path) -> None:
+    folder = build(tmp_path / "team", {})
+    shutil.rmtree(folder / "group_vars")
+    (folder / "group_vars").write_text("a: 1\n")
+    assert found(folder).problems == ["all: group_vars is a file; make it a folder, with all.yml in it"]
+    (folder / "group_vars").unlink()
+    (folder / "group_vars").symlink_to(tmp_path / "gone")
+    assert found(folder).problems == ["all: group_vars is a link to nothing; make it a folder, with all.yml in it"]
 
 
 def test_a_vault_without_a_password(tmp_path: Path) -> None:

@@ -64,7 +64,14 @@ GOOD: list[tuple[str, dict[str, Any], list[Any]]] = [
     (
         "image",
         NONE,
-        ["perception:3.11-cpu", "mirror.x.org:5000/a/b:1", "redis@sha256:" + "0" * 64, "ubuntu", "a__b/c-d"],
+        [
+            "perception:3.11-cpu",
+            "mirror.x.org:5000/a/b:1",
+            "redis@sha256:" + "0" * 64,
+            "ubuntu:22.04",
+            "a__b/c-d:x_1",
+            "x:5000",
+        ],
     ),
     ("image", {"python": True}, ["trainyard/perception:{python}-cpu"]),
     ("image_pattern", NONE, ["trainyard/*", "mirror.example.org/team/*"]),
@@ -73,7 +80,7 @@ GOOD: list[tuple[str, dict[str, Any], list[Any]]] = [
     ("email", NONE, ["alice@example.org", "a.b+c@x"]),
     ("login", NONE, ["alice", "a.b@example.org", "7up"]),
     ("unix_name", NONE, ["datasets", "_svc", "ml-team"]),
-    ("pattern", NONE, ["^--shm-size(=.*)?$", "^-e$"]),
+    ("pattern", NONE, ["^--shm-size(=.*)?$", "^-e$", "^(-v|--volume)=/data(/.*)?$", "--ipc=.*", "(env|-e)"]),
     ("one_of", {"words": ["auto", True, False]}, ["auto", True, False, "true", "False"]),
     ("gpus", NONE, ["auto", [], [0, 1], ["GPU-5d0c"]]),
     ("mongo", NONE, ["mongodb://me:secret@a,b/?replicaSet=rs0", "mongodb+srv://a/"]),
@@ -81,6 +88,41 @@ GOOD: list[tuple[str, dict[str, Any], list[Any]]] = [
     ("text", {"lines": True}, ["a\nb\n"]),
     ("known_hosts", NONE, ["git.example.org ssh-ed25519 AAAAC3\n# x\n|1|a|b ecdsa-sha2-nistp256 AAAA\n"]),
     ("word", NONE, ["rw,hard,nfsvers=4.2"]),
+    ("no_proxy", NONE, ["my_host,*.corp,.a.b,[::1]:80,fd00::/8,example.org.,10.0.0.5:80"]),
+    ("mount", {"target": True}, ["/data", "/etc/team", "/root/data"]),
+    ("mount", NONE, ["/etc/localtime", "/dev/shm", "/home/team/data", "/etc/ssl/certs/ca-certificates.crt"]),
+    ("ssh_host", NONE, ["train01.example.org.", "fe80::1%eth0", "my-alias+2"]),
+    ("queue", NONE, ["all_gpus", "LARGE-GPU-1", "007"]),
+    ("service", NONE, ["agent_train01", "ci-2"]),
+    ("bucket", NONE, ["artifacts", "a.b-c", "Old_Bucket"]),
+    ("release", NONE, ["bookworm", "noble"]),
+    ("debian_package", NONE, ["nvidia-driver", "libstdc++6", "nvidia-driver-580-server"]),
+    ("daemon_key", NONE, ["data-root", "ip6tables", "default-address-pools", "log-opts"]),
+    ("option_name", NONE, ["privileged", "--volume", "-v", "v", "cap-add"]),
+    ("unix_name", {"harmless": True}, ["datasets", "docker2"]),
+    ("plugin", {"of": "connection"}, ["ssh", "local", "community.docker.docker"]),
+    ("plugin", {"of": "become"}, ["sudo", "su", "community.general.doas"]),
+    ("key_file", NONE, ["~/.ssh/id_ed25519", "/no/such/key", "keys/id"]),
+    ("own_folder", NONE, ["/home/me/my sites/users", "/srv/users"]),
+    (
+        "key_source",
+        NONE,
+        ["https://x.example.org/gpgkey", "/usr/share/keyrings/nv.gpg", "-----BEGIN PGP PUBLIC KEY BLOCK-----\nx\n"],
+    ),
+    (
+        "repository",
+        NONE,
+        [
+            "https://git.example.org/a.git",
+            "git@git.example.org:a/b.git",
+            "ssh://git@g:2222/a",
+            "file:///opt/x.git",
+            "/opt/x.git",
+        ],
+    ),
+    ("mongo", NONE, ["mongodb://u:p%40w@h1:27017,h2/db?replicaSet=rs0&authSource=admin"]),
+    ("url", {"reachable": True}, ["http://10.0.0.5:8008", "https://api.example.org", "http://[2001:db8::1]:8008"]),
+    ("pem", {"where": "node"}, ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/ca-trust/ca.pem"]),
 ]
 
 # kind, settings, value, what the message says
@@ -248,6 +290,161 @@ WRONG: list[tuple[str, dict[str, Any], Any, str]] = [
     ("word", NONE, "rw, hard", "without spaces"),
     ("mongo", NONE, "mongo.x.org", "write it like mongodb://"),
     ("tag", NONE, "a b", "an image's tag"),
+    # what a parser of numbers takes besides
+    *(
+        ("number", {"least": 0}, value, "write a whole number")
+        for value in ("1_000", " 8", "8 ", "٣", "1e1", "0x10", "+", "1.", "²")
+    ),
+    *(("port", NONE, value, "write a port") for value in ("8_008", " 8008", "0x50")),
+    ("number", {"least": 1, "unit": "seconds"}, 10**12, "the most is 2147483647"),
+    ("size", NONE, "99999t", "no machine has so much"),
+    # images
+    *(
+        ("image", NONE, value, "it has no tag")
+        for value in ("ubuntu", "registry/team/images", "registry.example.org:5000/team/image", "trainyard/agent")
+    ),
+    ("image", NONE, "registry.example.org:5000", "it is a registry without an image"),
+    ("image", NONE, "localhost:5000", "it is a registry without an image"),
+    ("image", NONE, "registry.example.org:99999/x:1", "'99999' is not a port"),
+    ("image", NONE, "trainyard/perception:{pyhton}-cpu", "a placeholder that nothing fills in"),
+    ("image", {"python": True}, "{python}", "it has no tag"),
+    *(
+        ("image", NONE, value, "write one image")
+        for value in (
+            "img:tag:tag",
+            "../x:1",
+            "bücher/x:1",
+            "img:1 --privileged",
+            "x" * 700 + ":1",
+            ":1",
+            "@sha256:1",
+            "a/:1",
+        )
+    ),
+    ("registry", NONE, "r:5000/team/image:1.0", "is not a folder of images"),
+    # places
+    *(
+        ("mount", NONE, value, "it gives experiments the node")
+        for value in (
+            "/etc/shadow",
+            "/etc/ssh",
+            "/etc/sudoers.d/x",
+            "/root/.ssh",
+            "/dev/sda1",
+            "/dev/nvme0n1",
+            "/dev/mem",
+            "/run/containerd/containerd.sock",
+            "/srv/docker.sock",
+            "/var/lib/docker/volumes",
+            "/var/lib/kubelet/pods",
+            "/boot/grub",
+        )
+    ),
+    *(
+        ("mount", {"target": True}, value, "it would hide a folder of the system")
+        for value in ("/", "/etc", "/root", "/usr")
+    ),
+    *(
+        ("own_folder", NONE, value, "write its whole path")
+        for value in ("users", "~/users", "./users", "/srv/../users", "")
+    ),
+    ("own_folder", NONE, "/", "a folder of the system"),
+    ("own_folder", NONE, "/etc/hostname", "it is a file on this machine"),
+    ("key_file", NONE, "/etc", "it is a folder"),
+    ("key_file", NONE, ["x"], "it is a list"),
+    ("bundle", NONE, "/etc/hostname", "it is not an archive"),
+    ("bundle", NONE, "bundle.tar", "write its whole path"),
+    *(("pem", {"where": "node"}, value, "it is a folder") for value in ("/etc", "/etc/ssl", "/etc/ssl/certs")),
+    # hosts
+    *(
+        ("host", NONE, value, "the address that other machines use")
+        for value in ("0.0.0.0", "255.255.255.255", "224.0.0.1")
+    ),
+    *(
+        ("ssh_host", NONE, value, "write")
+        for value in (
+            "",
+            "a,b",
+            "x;y",
+            "$(id)",
+            "a..b",
+            ".a",
+            "0.0.0.0",
+            "10.0.0.5.",
+            "10.0.5",
+            "a|b",
+            "`id`",
+            "a b",
+            "a\\b",
+        )
+    ),
+    *(
+        ("url", {"reachable": True}, value, "its host is")
+        for value in (
+            "http://localhost:8008",
+            "http://127.0.0.1",
+            "http://0.0.0.0:8008",
+            "http://localhost.localdomain/",
+        )
+    ),
+    *(
+        ("no_proxy", NONE, value, "is not")
+        for value in (
+            "localhost;.example.org",
+            "['localhost']",
+            "10.0.0",
+            "10.0.0.0-10.0.0.9",
+            "10.0.0.*",
+            "a|b",
+            "10.0.0.0/8.x",
+            '"a"',
+        )
+    ),
+    *(
+        ("mongo", NONE, value, "write it like mongodb://")
+        for value in (
+            "mongodb://",
+            "mongodb://h:99999/",
+            "mongodb://10.0.0.999/",
+            "mongodb://h:/",
+            "http://h",
+            "mongodb://a,,b/",
+        )
+    ),
+    ("mongo", NONE, "mongodb://u:p@w@h/", "written as %40"),
+    ("nfs", NONE, "nfs://nas/export", "two slashes"),
+    ("nfs", NONE, "nas://export", "two slashes"),
+    *(
+        ("repository", NONE, value, "write")
+        for value in ("not a url", "digits", "htp://x/y", "git@:x", "/opt/../x", "file://x/y")
+    ),
+    # words
+    *(
+        ("queue", NONE, value, "three or more letters")
+        for value in ("", "ab", "a b", "-ab", "größe", "a" * 200, "a.b.c")
+    ),
+    *(("service", NONE, value, "write a letter") for value in ("agent x", "1a", "a.b", "", "a/b")),
+    *(("bucket", NONE, value, "the name of the bucket alone") for value in ("B ucket", "s3://b/x", "b/x", "x")),
+    *(("release", NONE, value, "the code name") for value in ("book worm", "Bookworm", "12", "")),
+    *(("debian_package", NONE, value, "the name of a package") for value in ("--option", "nvidia driver", "x;y", "")),
+    *(
+        ("daemon_key", NONE, value, "small letters and hyphens")
+        for value in ("data_root", 5, None, "Data-Root", "", "log opts")
+    ),
+    ("daemon_key", NONE, "registry-mirrors", "write docker_engine_registry_mirrors"),
+    *(("option_name", NONE, value, "no such option") for value in ("priviledged", "z", "no-such")),
+    *(("option_name", NONE, value, "alone") for value in ("--volume=/x", "a b", "", "-")),
+    *(("unix_name", {"harmless": True}, value, "a group of its own") for value in ("root", "docker", "sudo", "disk")),
+    ("plugin", {"of": "connection"}, "shh", "Ansible has no such connection plugin"),
+    ("plugin", {"of": "become"}, "sudoo", "Ansible has no such become plugin"),
+    *(
+        ("key_source", NONE, value, "-----BEGIN PGP PUBLIC KEY BLOCK-----")
+        for value in ("nvidia.github.io/gpgkey", "htp://x/y", "gpgkey.asc", "~/x", "https://")
+    ),
+    *(("login", NONE, value, "write letters") for value in ("x" * 300, "a b", "-a", "../x", "größe")),
+    *(("container_name", NONE, value, "write letters") for value in ("x" * 300, "a b", "a/b", "..", "größe")),
+    *(("pattern", NONE, value, "it fits every option") for value in (".*", "^.*$", "^--?[a-z-]+$", "^-.*", ".+")),
+    *(("pattern", NONE, value, "it fits nothing") for value in ("shm-size", "^env=.*", "ipc")),
     ("text", NONE, False, "YAML reads it as false"),
     ("text", NONE, 2.3, 'YAML reads it as a number; write it in quotes: "2.3"'),
     ("text", NONE, "a\nb", "it holds a line break"),
@@ -443,7 +640,7 @@ CASES: list[tuple[str, dict[str, Any], list[str]]] = [
     ("nodes", {"clearml_agent_wait_seconds": "two minutes"}, ["clearml_agent_wait_seconds is 'two minutes'", "whole number of seconds"]),
     ("nodes", {"clearml_agent_reaper_dead_seconds": -5}, ["clearml_agent_reaper_dead_seconds is -5", "1 or more"]),
     ("nodes", {"clearml_agent_poll_seconds": True}, ["clearml_agent_poll_seconds is true"]),
-    ("nodes", {"clearml_agent_common_queues": "all_gpus"}, ["clearml_agent_common_queues is 'all_gpus'", "write a list, for example ['all_gpus']"]),
+    ("nodes", {"clearml_agent_common_queues": "all_gpus"}, ["clearml_agent_common_queues is 'all_gpus'", "write a list, for example [all_gpus]"]),
     ("nodes", {"clearml_agent_common_queues": {"all": 1}}, ["clearml_agent_common_queues is {'all': 1}", "write a list"]),
     ("nodes", {"clearml_agent_queue_descriptions": ["all_gpus"]}, ["clearml_agent_queue_descriptions is ['all_gpus']", "write a mapping"]),
     ("nodes", {"clearml_agent_queue_descriptions": {"all_gpus": 5}}, ["clearml_agent_queue_descriptions.all_gpus is 5", "in quotes"]),
@@ -511,7 +708,7 @@ CASES: list[tuple[str, dict[str, Any], list[str]]] = [
     ("nodes", {"clearml_agent_root": "/srv/ml", "dataset_cache_path": "/srv/ml/dvc"}, ["dataset_cache_path is '/srv/ml/dvc', which lies in '/srv/ml' (clearml_agent_root)"]),
     ("nodes", {"clearml_agent_root": "/srv/ml2", "dataset_cache_pruner_root": "/srv/ml2"}, ["clearml_agent_root and dataset_cache_pruner_root are both '/srv/ml2'"]),
     ("nodes", {"clearml_agent_git_token": "hush"}, ["clearml_agent_git_user and clearml_agent_git_token belong together"]),
-    ("nodes", {"site_ca_bundle": "{{ nothing_knows_this }}"}, []),
+    ("nodes", {"site_ca_bundle": "{{ nothing_knows_this }}"}, ["site_ca_bundle is '{{ nothing_knows_this }}' (hosts.yml:", "'nothing_knows_this' is undefined; define nothing_knows_this"]),
     # the server
     ("server", {"clearml_server_flavor": "offical"}, ["clearml_server_flavor is 'offical'", "'lite' or 'official'"]),
     ("server", {"clearml_server_version": 2.3}, ["clearml_server_version is 2.3", 'in quotes: "2.3"']),
@@ -561,6 +758,103 @@ CASES: list[tuple[str, dict[str, Any], list[str]]] = [
     ("registry", {"image_registry_users": "hush"}, ["image_registry_users (value hidden)"]),
     ("registry", {"image_registry_users": [{"name": "a", "pass": "hush"}]}, ["image_registry_users[0]"]),
     ("registry", {"image_registry_tls_certificate": "/no/cert.pem"}, ["image_registry_tls_certificate is '/no/cert.pem'", "does not exist"]),
+    # what only a list, or another variable, shows
+    ("nodes", {"clearml_agent_extra_docker_arguments": ["--ipc=host", "ubuntu"]}, ["clearml_agent_extra_docker_arguments is ['--ipc=host', 'ubuntu']", "'ubuntu' is not an option"]),
+    ("nodes", {"clearml_agent_extra_docker_arguments": ["--privilged"]}, ["--privilged is not an option of docker run"]),
+    ("nodes", {"clearml_agent_extra_docker_arguments": ["--ulimit memlock=-1"]}, ["is one argument to docker run, with its spaces"]),
+    ("nodes", {"clearml_agent_extra_docker_arguments": ["--shm-size"]}, ["--shm-size has no value"]),
+    ("nodes", {"clearml_agent_default_docker_arguments": ["--ipc=host --privileged"]}, ["is one argument to docker run"]),
+    ("nodes", {"clearml_agent_default_docker_arguments": ["--volume=/:/host"]}, ["--volume=/:/host: experiments would get a folder of the system"]),
+    ("nodes", {"clearml_agent_extra_docker_arguments": ["--mount", "type=bind,source=/etc/ssh,target=/x"]}, ["it gives experiments the node itself"]),
+    ("nodes", {"clearml_agent_extra_docker_arguments": ["-v", "/data:/data", "-e", "A=b c", "--env=MSG=hello world", "--device=/dev/infiniband"]}, []),
+    ("nodes", {"clearml_agent_forbidden_docker_args": ["priviledged"]}, ["clearml_agent_forbidden_docker_args[0] is 'priviledged'", "write for example privileged"]),
+    ("nodes", {"clearml_agent_extra_mounts": [{"source": "/data"}, {"source": "/other", "target": "/data"}]}, ["clearml_agent_extra_mounts[1] is mounted at '/data', where experiments have clearml_agent_extra_mounts[0]"]),
+    ("nodes", {"clearml_agent_extra_mounts": [{"source": "/srv/x", "target": "/dvc_cache"}]}, ["where experiments have the cache of DVC"]),
+    ("nodes", {"clearml_agent_extra_mounts": [{"source": "/opt/clearml"}]}, ["clearml_agent_extra_mounts[0].source is '/opt/clearml'", "keys and settings of the platform"]),
+    ("nodes", {"clearml_agent_extra_mounts": [{"source": "/opt/clearml/agent/ssh"}]}, ["keys and settings of the platform"]),
+    ("nodes", {"clearml_agent_extra_mounts": [{"source": "/opt/clearml/examples/digits.git"}, {"source": "/opt/clearml/agent/cache"}]}, []),
+    ("nodes", {"clearml_agent_queue_descriptions": {5: "five"}}, ["clearml_agent_queue_descriptions has the key 5", "in quotes"]),
+    ("nodes", {"clearml_agent_check_gpus": None}, ["clearml_agent_check_gpus is empty (null)", "write true or false"]),
+    ("nodes", {"clearml_agent_workers": [{"name": "w 1"}]}, ["clearml_agent_workers has a worker named 'w 1'", "(set in hosts.yml:"]),
+    ("nodes", {"clearml_agent_workers": [{"name": ""}]}, ["clearml_agent_workers[0].name is empty", "for example train01-big"]),
+    ("nodes", {"clearml_agent_workers": [{"name": "x" * 300}]}, ["write at most 63 letters"]),
+    ("nodes", {"clearml_agent_workers": [{"name": "wg1", "gpus": [100000]}]}, ["the GPU 100000"]),
+    ("nodes", {"clearml_agent_common_queues": ["all gpus"]}, ["clearml_agent_common_queues: worker ", "serves the queue 'all gpus'"]),
+    ("nodes", {"clearml_agent_gpus": [1, 1], "clearml_node_name": "twice"}, ["clearml_agent_gpus has GPU 1 twice"]),
+    ("nodes", {"clearml_node_name": ""}, ["clearml_node_name is empty", "for example train01"]),
+    ("nodes", {"clearml_node_name": "x" * 300}, ["write at most 63 letters"]),
+    ("nodes", {"clearml_node_name": "all_gpus"}, ["and so is a queue of clearml_agent_common_queues"]),
+    ("nodes", {"clearml_agent_git_ssh_key": "-----BEGIN OPENSSH PRIVATE KEY-----\nhush\n-----END OPENSSH PRIVATE KEY-----\n", "clearml_agent_git_known_hosts": "g ssh-ed25519 AAAA"}, ["clearml_agent_git_ssh_key (value hidden)", "it is damaged or cut off"]),
+    ("nodes", {"clearml_agent_api_url": "http://localhost:8008"}, ["clearml_agent_api_url is 'http://localhost:8008'", "the container itself"]),
+    ("nodes", {"dataset_cache_pins": ["kitti@1.4.0"]}, ["dataset_cache_pins has 'kitti@1.4.0'"]),
+    ("nodes", {"dataset_cache_pruner_host": "nobody"}, ["dataset_cache_pruner_host is 'nobody'"]),
+    ("nodes", {"dataset_cache_mounts": ["/data"]}, ["dataset_cache_path is '/dvc_cache', which is not below any of dataset_cache_mounts", "dataset_cache_clearml_path is"]),
+    ("nodes", {"dataset_cache_nfs": "nas.example.org:/x", "dataset_cache_pruner_enabled": False, "dataset_cache_keep_hours": 200}, ["dataset_cache_mounts has 0 entries"]),
+    ("nodes", {"dataset_cache_group": "docker"}, ["dataset_cache_group is 'docker'", "the whole machine"]),
+    ("nodes", {"docker_engine_daemon_extra": {"data_root": "/x"}}, ["docker_engine_daemon_extra has the key 'data_root'", "data-root"]),
+    ("nodes", {"docker_engine_daemon_extra": {"data-root": "/x", "log-opts": {"max-size": "1g"}, "ip6tables": True}}, []),
+    ("nodes", {"nvidia_container_toolkit_cuda": "latest"}, ["nvidia_container_toolkit_cuda is 'latest'", '"12.4"']),
+    ("nodes", {"nvidia_container_toolkit_cuda": "9.0"}, ["nvidia_container_toolkit_cuda is '9.0'"]),
+    ("nodes", {"nvidia_container_toolkit_version": "1.17 8"}, ["nvidia_container_toolkit_version is '1.17 8'"]),
+    ("nodes", {"nvidia_container_toolkit_repository": "", "nvidia_container_toolkit_check_image": ""}, []),
+    ("nodes", {"perception_images_matrix": [{"python": "3.11", "name": 5}]}, ["perception_images_matrix[0].name is 5"]),
+    ("nodes", {"perception_images_release": "20261324"}, ["perception_images_release is '20261324'"]),
+    ("nodes", {"ansible_user": ["a"]}, ["ansible_user is ['a']"]),
+    ("nodes", {"ansible_user": ""}, ["ansible_user is empty", "for example deploy"]),
+    ("nodes", {"ansible_connection": "shh"}, ["ansible_connection is 'shh'"]),
+    ("nodes", {"ansible_become": "sure"}, ["ansible_become is 'sure'", "true or false"]),
+    ("nodes", {"ansible_become_method": "sudoo"}, ["ansible_become_method is 'sudoo'"]),
+    ("nodes", {"ansible_become_password": 47114711}, ["ansible_become_password (value hidden)", "in quotes"]),
+    ("nodes", {"ansible_ssh_private_key_file": "/etc"}, ["ansible_ssh_private_key_file is '/etc'", "it is a folder"]),
+    ("nodes", {"ansible_ssh_common_args": ["-J", "x"]}, ["ansible_ssh_common_args is ['-J', 'x']"]),
+    ("nodes", {"ansible_timeout": "ten"}, ["ansible_timeout is 'ten'"]),
+    ("nodes", {"ansible_port": ""}, ["ansible_port is empty", "for example 22"]),
+    ("nodes", {"site_examples_repository": "/etc"}, ["site_examples_repository is '/etc'"]),
+    ("nodes", {"site_verify_queue": "a b"}, ["site_verify_queue is 'a b'"]),
+    ("nodes", {"site_verify_repository": "not a url"}, ["site_verify_repository is 'not a url'"]),
+    ("nodes", {"site_name": ""}, ["site_name is empty", "for example bridge"]),
+    ("nodes", {"site_no_proxy": "10.0.0.*"}, ["site_no_proxy is '10.0.0.*'", "10.0.0.0/8"]),
+    # templates
+    ("nodes", {"clearml_agent_workers": "{{ my_workers }}"}, ["clearml_agent_workers is '{{ my_workers }}' (hosts.yml:", "'my_workers' is undefined; define my_workers"]),
+    ("nodes", {"clearml_agent_extra_mounts": [{"source": "{{ datadir }}"}]}, ["'datadir' is undefined"]),
+    ("nodes", {"clearml_node_name": "{{ inventory_hostname_shrt }}"}, ["write inventory_hostname_short"]),
+    ("nodes", {"ansible_host": "{{ ip }}"}, ["ansible_host is '{{ ip }}'", "'ip' is undefined"]),
+    ("nodes", {"clearml_agent_git_token": "{{ vault_git_token }}", "clearml_agent_git_user": "x"}, ["clearml_agent_git_token (hosts.yml:", "'vault_git_token' is undefined"]),
+    ("nodes", {"clearml_agent_task_shm_size": "{{ ansible_memtotal_mb // 2 }}m"}, ["write ansible_facts['memtotal_mb']"]),
+    ("nodes", {"clearml_agent_task_shm_size": "{{ ansible_facts['memtotal_mb'] // 2 }}m"}, []),
+    ("nodes", {"my_own": "{{ nobody_reads_this }}"}, []),
+    ("nodes", {"one": "{{ two }}", "two": "{{ one }}", "site_no_proxy": "{{ one }}"}, ["it is made of itself"]),
+    ("server", {"clearml_server_host": "{{ site_name }"}, ["clearml_server_host is '{{ site_name }'", "unexpected '}'"]),
+    ("server", {"clearml_server_host": "{{ site_name | nofilter }}"}, ["No filter named 'nofilter'"]),
+    ("server", {"clearml_server_host": "{{ groups['nogroup'][0] }}"}, ["there is no 'nogroup' in what it reads"]),
+    ("server", {"clearml_server_host": "{{ lookup('file', '/no/file') }}"}, ["File not found"]),
+    ("server", {"clearml_server_host": "{{ ansible_default_ipv4.address }}"}, ["write ansible_facts['default_ipv4']"]),
+    ("server", {"clearml_server_host": "{{ ansible_facts['default_ipv4']['address'] }}"}, []),
+    ("server", {"clearml_users": "{{ my_people }}"}, ["clearml_users is '{{ my_people }}'", "'my_people' is undefined"]),
+    ("server", {"clearml_users": [{"username": "alice", "name": "A", "password": "{{ vault_alice }}"}]}, ["'vault_alice' is undefined"]),
+    # the server, across its variables
+    ("server", {"clearml_users": [{"username": "al ice", "name": "A", "password": "hush-hush-hush"}]}, ["clearml_users[0].username is 'al ice'"]),
+    ("server", {"clearml_users": [{"username": "alice", "name": "A", "passwordhash": "hush"}]}, ["write password_hash"]),
+    ("server", {"clearml_users": [{"username": "alice", "name": "a\nb", "password": "hush-hush-hush"}]}, ["clearml_users[0] (alice).name is 'a\\nb'"]),
+    ("server", {"clearml_server_users": [{"username": "bob", "name": "B", "password_hash": "$2b$12$hush"}]}, ["clearml_server_users[0] (bob).password_hash (value hidden) is not", "base64 of a bcrypt hash"]),
+    ("server", {"clearml_server_users": [{"username": "bob", "name": "B", "password_hash": ""}]}, ["clearml_server_users[0] (bob).password_hash is missing"]),
+    ("server", {"vault_clearml_agent_credentials": "hush"}, ["vault_clearml_agent_credentials (value hidden)", "write a mapping"]),
+    ("server", {"clearml_server_credentials": {"apiserver": "hush"}}, ["clearml_server_credentials.apiserver (value hidden)", "write a mapping"]),
+    ("server", {"clearml_server_credentials": {}}, ["clearml_server_credentials.apiserver.key is missing, and so are"]),
+    ("server", {"clearml_users_folder": "users"}, ["clearml_users_folder is 'users'", "write its whole path"]),
+    ("server", {"clearml_server_version": "9.9"}, ["clearml_server_version is '9.9'", "write one of"]),
+    ("server", {"clearml_server_images": {"nope": "mongo:7.0.22"}}, ["clearml_server_images has 'nope'"]),
+    ("server", {"clearml_server_flavor": "official", "clearml_server_image_source": "bundle"}, ["clearml_server_bundle is empty"]),
+    ("server", {"clearml_server_tls": "files"}, ["clearml_server_tls is 'files', but clearml_server_domain is empty"]),
+    ("server", {"clearml_server_api_port": 22}, ["clearml_server_api_port is 22, and so is ansible_port"]),
+    ("server", {"clearml_server_accounts": {"agent x": {"key": "Key-long-enough", "secret": "Secret-long-enough"}}}, ["clearml_server_accounts has the key 'agent x'"]),
+    ("server", {"clearml_server_accounts": {"apiserver": {"key": "Key-long-enough", "secret": "Secret-long-enough"}}}, ["clearml_server_accounts has 'apiserver', which the server has itself"]),
+    ("server", {"clearml_server_flavor": "official", "clearml_server_memory_mb": 4096, "clearml_server_elasticsearch_heap_mb": 4096}, ["clearml_server_elasticsearch_heap_mb is 4096", "write at most 1024"]),
+    ("server", {"clearml_server_flavor": "official", "clearml_server_elasticsearch_heap_mb": 16384}, []),
+    ("server", {"clearml_server_elasticsearch_watermarks": {"lo": "85%"}}, ["three rising percentages"]),
+    ("server", {"clearml_server_s3": [{"bucket": "b"}]}, ["clearml_server_s3 has no key or no secret"]),
+    ("server", {"clearml_server_mongo_uri": "mongodb://u:hush@w@h/"}, ["clearml_server_mongo_uri (value hidden)", "%40"]),
+    ("registry", {"image_registry_address": "0.0.0.0"}, ["image_registry_address is '0.0.0.0'"]),
 ]  # fmt: skip
 
 GROUP = {"nodes": "clearml_nodes", "server": "clearml_server", "registry": "clearml_registry"}
@@ -572,6 +866,22 @@ ALONE |= {
     "site_ca_bundle",
     "clearml_server_host",
     "clearml_server_web_port",
+    "clearml_agent_common_queues",
+    "clearml_agent_extra_mounts",
+    "clearml_agent_workers",
+    "clearml_server_domain",
+    "clearml_server_images",
+    "clearml_server_token_secret",
+    "clearml_server_version",
+    "clearml_node_name",
+    "clearml_server_flavor",
+    "dataset_cache_mounts",
+    "dataset_cache_nfs",
+    "site_no_proxy",
+    "clearml_server_accounts",
+    "clearml_server_credentials",
+    "clearml_server_users",
+    "vault_clearml_agent_credentials",
 }
 
 
@@ -647,6 +957,88 @@ def test_the_inventories_of_the_project_pass(site: str, tmp_path: Path) -> None:
     )
     (tmp_path / site / "group_vars/all/vault.yml").write_text(yaml.safe_dump(inventories.secrets()))
     assert inventories.check(tmp_path / site) == []
+
+
+# group, variables of one host that are unusual and good: nothing may be said of them
+RIGHT: list[tuple[str, dict[str, Any]]] = [
+    ("nodes", {"clearml_agent_workers": [{"name": "a1b", "gpus": ["GPU-12345678-1234-1234-1234-123456789abc"]}]}),
+    ("nodes", {"clearml_agent_workers": [{"name": "svc1", "services": 4}]}),
+    ("nodes", {"clearml_agent_workers": [{"name": "m1g", "gpus": ["MIG-12345678-1234-1234-1234-123456789abc"], "memory": "1.5t", "cpus": 0.5, "shm_size": "64MB"}]}),
+    ("nodes", {"clearml_agent_workers": [{"name": "q11", "gpus": [], "queues": ["big", "q11"], "image": "nvcr.io/nvidia/pytorch:25.01-py3"}]}),
+    ("nodes", {"clearml_agent_gpus": [], "clearml_agent_task_network": "host", "clearml_agent_poll_seconds": "1.5", "clearml_agent_check_gpus": "no"}),
+    ("nodes", {"clearml_agent_gpus": "{{ [3, 1] }}", "clearml_agent_task_memory": "", "clearml_agent_task_python": "", "clearml_agent_drain_seconds": 86400}),
+    ("nodes", {"clearml_agent_default_docker_image": "localhost:5000/x:1", "clearml_agent_task_memory": "60GiB", "clearml_agent_reaper_keep_images": ["*"]}),
+    ("nodes", {"clearml_agent_default_docker_image": "10.0.0.5:5000/team/a/b:1_2-x", "clearml_agent_docker_args_filters": []}),
+    ("nodes", {"clearml_agent_extra_docker_arguments": ["-v", "/data:/data", "--ulimit=memlock=-1", "-e", "A=b c", "--privileged", "-eX=1", "--gpus", "all"]}),
+    ("nodes", {"clearml_agent_extra_docker_arguments": ["--mount", "type=bind,source=/data,target=/data", "--cap-add", "IPC_LOCK"]}),
+    ("nodes", {"clearml_agent_forbidden_docker_args": ["-v", "--privileged", "net", "cap-add"]}),
+    ("nodes", {"clearml_agent_extra_mounts": [{"source": "/data"}, {"source": "/mnt/nas", "target": "/nas", "read_only": False}, {"source": "/etc/localtime"}, {"source": "/dev/shm"}]}),
+    ("nodes", {"clearml_agent_root": "/srv/clearml/agent", "clearml_agent_cache": "/scratch/clearml-cache"}),
+    ("nodes", {"clearml_agent_cache": "/fast/cache", "dataset_cache_sdk_path": "/fast/cache/sdk-cache"}),
+    ("nodes", {"clearml_agent_dvc_cache": "", "clearml_agent_client_cache": ""}),
+    ("nodes", {"clearml_node_name": "LARGE-GPU-7"}),
+    ("nodes", {"clearml_node_name": "{{ inventory_hostname_short }}b"}),
+    ("nodes", {"clearml_agent_git_user": "oauth2", "clearml_agent_git_token": "ghp_xxxxxxxxxxxx"}),
+    ("nodes", {"clearml_agent_http_proxy": "http://user:p%40ss@proxy.example.org:3128", "clearml_agent_no_proxy": "localhost, ::1,.example.org,10.0.0.0/8,*.corp"}),
+    ("nodes", {"clearml_agent_api_url": "https://clearml.example.org/api/", "clearml_agent_web_url": "http://[2001:db8::5]:8080"}),
+    ("nodes", {"dataset_cache_mounts": ["/data"], "dataset_cache_path": "/data/dvc", "dataset_cache_clearml_path": "/data/clearml"}),
+    ("nodes", {"dataset_cache_nfs": "[2001:db8::1]:/x", "dataset_cache_mounts": ["/data"], "dataset_cache_path": "/data/d", "dataset_cache_clearml_path": "/data/c", "dataset_cache_keep_hours": 200, "dataset_cache_pruner_enabled": False}),
+    ("nodes", {"dataset_cache_min_free": "", "dataset_cache_max_size": "1.5t", "dataset_cache_keep_hours": 0, "dataset_cache_pins": [f"clearml-{'0' * 32}", f"dvc-{'a' * 32}"], "dataset_cache_members": ["alice", "_svc"]}),
+    ("nodes", {"docker_engine_daemon_extra": {"data-root": "/data/docker", "default-address-pools": [{"base": "10.200.0.0/16", "size": 24}], "bip": "10.1.0.1/24"}, "docker_engine_install": False}),
+    ("nodes", {"nvidia_container_toolkit_enabled": False, "nvidia_container_toolkit_cuda": "12.4", "nvidia_container_toolkit_version": "1.17.8-1"}),
+    ("nodes", {"nvidia_container_toolkit_repository_key": "/usr/share/keyrings/nv.gpg", "nvidia_container_toolkit_mode": "cdi"}),
+    ("nodes", {"perception_images_matrix": [{"python": "3.8"}, {"python": "3.13", "variant": "cuda", "groups": ["torch", "core"]}, {"python": "3.11", "name": "lidar", "groups": ["lidar"], "provider": "uv"}]}),
+    ("nodes", {"perception_images_registry": "registry.example.com:5000/team", "perception_images_registry_username": "bot@x", "perception_images_registry_password": "p", "perception_images_release": "20261124T0930"}),
+    ("nodes", {"perception_images_systems": {"3.11": {"suite": "bookworm", "image": "m.example.org/debian:bookworm-slim", "mirror": "http://m.example.org/debian"}}}),
+    ("nodes", {"team": "vision", "our_gateway": "10.0.0.1", "ntp_servers": ["a"], "users": [{"a": 1}], "monitoring": {"port": 9100}, "mine": "{{ nobody_reads_this }}"}),
+    ("nodes", {"ansible_host": "fe80::1%eth0"}),
+    ("nodes", {"ansible_host": "my_alias", "ansible_user": "DOMAIN\\me", "ansible_port": "2222", "ansible_become": "yes", "ansible_become_method": "su", "ansible_python_interpreter": "python3", "ansible_ssh_private_key_file": "~/.ssh/none", "ansible_ssh_common_args": "-J bastion"}),
+    ("nodes", {"ansible_connection": "community.docker.docker", "ansible_become_password": "{{ vault_become | default('') }}"}),
+    ("nodes", {"ansible_connection": "local", "ansible_python_interpreter": "{{ ansible_playbook_python }}"}),
+    ("server", {"clearml_server_host": "{{ ansible_host }}"}),
+    ("server", {"clearml_server_host": "{{ ansible_facts['default_ipv4']['address'] }}"}),
+    ("server", {"clearml_server_flavor": "official", "clearml_server_mongo_uri": "mongodb://u:p%40w@h1:27017,h2/?replicaSet=rs0", "clearml_server_redis_url": "rediss://r.x.org:6380", "clearml_server_elasticsearch_url": "https://es.x.org:9200", "clearml_server_elasticsearch_user": "trainyard"}),
+    ("server", {"clearml_server_flavor": "official", "clearml_server_images": {"mongo": f"m.example.org/mongo@sha256:{'b' * 64}"}, "clearml_server_elasticsearch_heap_mb": 16384}),
+    ("server", {"clearml_server_domain": "clearml.example.org", "clearml_server_tls": "acme", "clearml_server_acme_email": "ops@example.org", "clearml_server_acme_ca": "https://ca.internal:9000/acme/acme/directory"}),
+    ("server", {"clearml_server_bind_address": "127.0.0.1", "clearml_server_web_port": "80", "clearml_server_api_port": 18008, "clearml_server_root": "/home/clearml/data"}),
+    ("server", {"clearml_server_accounts": {"agent_ci": {"key": "Key-long-enough", "secret": "Secret-long-enough"}}, "clearml_server_s3": [{"host": "s3.x.org:9000", "key": "k", "secret": "s", "secure": False}]}),
+    ("server", {"clearml_users": [{"username": "b.o-b@x.org", "name": "Bob Ü", "password": "hush-hush-hush!"}], "clearml_users_folder": "/home/me/my sites/users", "clearml_users_rotate": "alice,bob"}),
+    ("server", {"site_name": "team.a_b-1", "site_ca_bundle": "", "site_http_proxy": "", "site_no_proxy": "", "registry_mirror": "https://m.example.org:5000", "site_verify_repository": "git@git.example.org:team/x.git"}),
+    ("registry", {"image_registry_address": "10.0.0.9", "image_registry_port": 443, "image_registry_root": "/data/registry"}),
+]  # fmt: skip
+
+
+def test_unusual_and_good_values_pass(tmp_path: Path) -> None:
+    hosts: dict[str, dict[str, Any]] = {}
+    for number, (group, variables) in enumerate(RIGHT):
+        hosts[f"{group}-{number:03}"] = {**base(group, number), **variables}
+    groups = {full: [name for name in hosts if name.startswith(short)] for short, full in GROUP.items()}
+    inventories.write(tmp_path / "site", hosts, groups, inventories.secrets())
+    assert inventories.check(tmp_path / "site") == []
+
+
+def test_a_name_that_is_no_address_is_told_where_it_is_one(tmp_path: Path) -> None:
+    hosts: dict[str, dict[str, Any]] = {
+        "10.0.0.256": {},
+        "root@train02": {},
+        "10.0.0.257": {"ansible_host": "10.0.0.7"},
+    }
+    hosts["10.0.0.258"] = {"ansible_connection": "local"}
+    for number, name in enumerate(hosts):
+        hosts[name] |= {"clearml_node_name": f"node{number}", "clearml_server_host": "10.0.0.5"}
+    inventories.write(tmp_path / "site", hosts, {"clearml_nodes": list(hosts)}, inventories.secrets())
+    said = inventories.check(tmp_path / "site")
+    assert [line.split(":")[0] for line in said] == ["10.0.0.256", "root@train02"], said
+    assert "without ansible_host its name is its address: it is not an IPv4 address" in said[0]
+
+
+def test_the_queue_of_make_verify_is_served(tmp_path: Path) -> None:
+    hosts: dict[str, dict[str, Any]] = {"one": {"clearml_agent_gpus": [0], "site_verify_queue": "big_gpus"}}
+    hosts["one"] |= {"clearml_server_host": "10.0.0.5"}
+    inventories.write(tmp_path / "site", hosts, {"clearml_nodes": list(hosts)}, inventories.secrets())
+    (said,) = inventories.check(tmp_path / "site")
+    assert said.startswith("one: site_verify_queue is 'big_gpus', which no worker serves")
+    assert "write one of all_gpus, one, one-1" in said
 
 
 def test_two_hosts_with_one_address_are_one_machine(tmp_path: Path) -> None:

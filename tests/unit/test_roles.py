@@ -335,7 +335,7 @@ def test_mistakes_across_hosts_are_all_told_at_once(site: Site) -> None:
         "one: clearml_agent_workers gives GPU 1 to the workers 'big' and 'small'; two experiments would share it: "
         "write it in one of them",
         "one: clearml_agent_workers gives worker 'odd' the GPU 'GPU-4'; write its index, a whole number from 0",
-        "one: worker 'odd' serves the queue 'my queue'; write three or more letters, digits, - and _",
+        "one: clearml_agent_workers: worker 'odd' serves the queue 'my queue'; write three or more letters, digits",
         "two: clearml_agent_workers has the worker 'BIG', which one has too",
         "two: clearml_agent_poll_seconds is 0.1 (hosts.yml:",
         "write a number of seconds from 0.5 to 60, for example 2",

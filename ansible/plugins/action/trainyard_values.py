@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ansible.errors import AnsibleError, AnsibleUndefinedVariable
+from ansible.errors import AnsibleError
+from ansible.plugins.loader import filter_loader
 from ansible.template import Templar, trust_as_template
 from ansible.utils.vars import combine_vars
 
@@ -20,8 +21,9 @@ from ansible.plugins.action import ActionBase
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "module_utils"))
 
+from trainyard_names import known_names, names_read, nearest, set_while_running
 from trainyard_paths import overlap_problems
-from trainyard_values import Complaint, augment, complaints, plain
+from trainyard_values import KINDS, Complaint, augment, complaints, plain, shown
 
 try:  # Ansible keeps it to itself, and without it a message names no file.
     from ansible._internal._datatag._tags import Origin
@@ -42,6 +44,12 @@ PLAY = (
 )
 # Hosts that are not found by an address.
 LOCAL = {"local"}
+# The start of what a role's filter says: the variable, and what of it.
+SUBJECT = re.compile(r"(?P<variable>[A-Za-z_]\w*)(?P<part>(\[\d+\]|\.\w+)*)")
+# Templates that may have no answer yet: facts, other hosts' variables, and programs and servers that are asked.
+LATER = re.compile(r"ansible_facts|hostvars|['\"](ansible\.builtin\.|community\.general\.)?(pipe|url|dig)['\"]")
+# A value of such a name is not shown, whatever is wrong with it.
+SECRET = re.compile(r"secret|passw|token|credential|hash|key", re.IGNORECASE)
 
 
 class Role:
@@ -62,6 +70,9 @@ class Role:
         specs = plain(read("meta/argument_specs.yml"))["argument_specs"]["main"].get("options") or {}
         self.options = augment(specs, plain(read("meta/value_types.yml")))
         self.defaults, self.vars = read("defaults/main.yml"), read("vars/main.yml")
+        # Ansible itself knows them once the role has run.
+        if (folder / "filter_plugins").is_dir():
+            filter_loader.add_directory(str(folder / "filter_plugins"))
 
 
 class Host:
@@ -134,6 +145,41 @@ class Host:
             return
         self.complaints += complaints(name, option, value)
 
+    def check_given(self, variables: Mapping[str, Any]) -> None:
+        """Note what of the inventory cannot be worked out, where something of ours is made of it.
+
+        A role's ``default()`` would take an empty value for it, and nobody would see the mistake.
+        """
+        options: set[str] = set(variables).union(*(role.options for role in self.roles))
+        read = options.union(*(self.mentions(name) for name in options))
+        prefixes = known_names().prefixes
+        for name in self.given.keys() - options:
+            if (name in read or name.startswith(prefixes)) and not self.later(name):
+                try:
+                    self.value(name)
+                except AnsibleError as error:
+                    self.broken[name] = error
+
+    def later(self, name: str) -> bool:
+        """Return whether a variable is made of what only a run finds out: facts, and what tasks register."""
+        texts = [text for each in {name} | self.mentions(name) for text in _texts(self.variables.get(each))]
+        unknown = {word for text in texts for word in names_read(text)} - self.variables.keys()
+        return bool(unknown & {"item", "ansible_loop"} | unknown & set_while_running()) or any(
+            LATER.search(text) for text in texts if "{" in text
+        )
+
+    def subject(self, problem: str) -> tuple[str, str]:
+        """Return the variable that a sentence about this host is about, and which part of it; empty for none."""
+        found = SUBJECT.match(problem, len(self.name) + 2) if problem.startswith(f"{self.name}: ") else None
+        if not found or found["variable"] not in self.variables:
+            return "", ""
+        return found["variable"], found["variable"] + found["part"]
+
+    def placed(self, problem: str) -> str:
+        """Return a sentence with the place that sets its variable."""
+        place = self.place(self.subject(problem)[0])
+        return f"{problem} (set in {place})" if place and place not in problem else problem
+
     def blamed(self) -> set[str]:
         """Return the variables that are wrong of themselves, or cannot be worked out."""
         return {complaint.variable for complaint in self.complaints} | self.broken.keys()
@@ -154,30 +200,59 @@ class Host:
             return None
 
     def told(self, *, facts: bool, others: list[str]) -> Iterator[str]:
-        """Yield the complaints as sentences; what only follows from another variable is left out.
+        """Yield all that is wrong as sentences; what only follows from another variable is left out.
 
         Args:
             facts: whether facts are known; without them, what cannot be worked out may be with them.
-            others: what is wrong across variables. It may be why some cannot be worked out.
+            others: what is wrong across variables, as the roles' filters say it.
         """
-        blamed = self.blamed()
+        own = self.blamed()
+        blamed = own | {self.subject(problem)[0] for problem in others} - {""}
+        paths = {complaint.path for complaint in self.complaints}
         for complaint in self.complaints:
-            if not self.mentions(complaint.variable) & blamed:
+            if not self.mentions(complaint.variable) & (blamed - {complaint.variable}):
                 yield f"{self.name}: {complaint.sentence(self.place(complaint.variable))}"
-        for name, error in self.broken.items() if not (self.complaints or others) else ():
-            later = isinstance(error, AnsibleUndefinedVariable) or "lookup" in str(error)
-            if (facts or not later) and not self.mentions(name) & blamed:
-                place = self.place(name)
-                yield (
-                    f"{self.name}: {name}{f' ({place})' if place else ''} cannot be worked out: {_reason(error)}; "
-                    "correct the template, or define what it uses"
-                )
+        for problem in others:
+            variable, path = self.subject(problem)
+            if path not in paths and not self.mentions(variable) & (blamed - {variable}):
+                yield self.placed(problem)
+        for name, error in self.broken.items():
+            # What a role makes of values is broken by a wrong one.
+            # And where two are made of each other, both are told.
+            from_others = any(name not in self.mentions(other) for other in self.mentions(name) & blamed - {name})
+            if (name.startswith("__") and (self.complaints or others)) or from_others:
+                continue
+            if facts or not self.later(name):
+                yield self._broken(name, error)
+
+    def _broken(self, name: str, error: AnsibleError) -> str:
+        """Return the sentence about a variable that cannot be worked out."""
+        place, reason = self.place(name), _reason(error)
+        hidden = SECRET.search(name) or any(role.options.get(name, {}).get("no_log") for role in self.roles)
+        raw = self.variables.get(name)
+        state = f" is {shown(raw)}" if isinstance(raw, str) and not hidden and not name.startswith("__") else ""
+        undefined = re.search(r"'(\w+)' is undefined", reason)
+        word = undefined[1] if undefined else ""
+        if word.startswith("ansible_") and not self.variables.get(word):
+            advice = f"write ansible_facts['{word.removeprefix('ansible_')}'] for a fact, or correct the name"
+        elif word and (near := nearest(word, self.variables.keys() - {name}, 0.8)):
+            advice = f"write {near}, or define {word}"
+        else:
+            advice = f"define {word}, or correct the name" if word else "correct the template, or define what it uses"
+        return (
+            f"{self.name}: {name}{state}{f' ({place})' if place else ''}{',' if state else ''} "
+            f"{'which ' if state else ''}cannot be worked out: {reason}; {advice}"
+        )
 
 
 def _reason(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
-    return " ".join(str(error).split())[:300]
+    text = " ".join(str(error).split())[:300].rstrip(".")
+    # Python's words for two mistakes that are frequent.
+    if isinstance(error, RecursionError) or "recursion" in text:
+        return "it is made of itself"
+    return re.sub(r"^object of type '\w+' has no (attribute|element) (.*)$", r"there is no \2 in what it reads", text)
 
 
 def _parts(value: Any) -> Iterator[Any]:
@@ -203,6 +278,9 @@ def _rules(option: Mapping[str, Any], kind: str) -> bool:
 def _port_problems(host: Host, values: Mapping[str, Any], options: Mapping[str, Any]) -> Iterator[str]:
     """Yield services of one host that would share a port."""
     taken: dict[int, str] = {}
+    ssh = host.variables.get("ansible_port", 22)
+    if str(host.variables.get("ansible_connection", "ssh")) not in LOCAL and str(ssh).isdigit():
+        taken[int(ssh)] = "ansible_port, where SSH answers"
     # With a domain the server has 80 and 443 instead.
     unused = "clearml_server_" if values.get("clearml_server_domain") else "-"
     for name, option in options.items():
@@ -233,6 +311,8 @@ def _address_problems(hosts: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         connection = str(variables.get("ansible_connection", "ssh"))
         if connection in LOCAL:
             continue
+        if "ansible_host" not in variables and connection in ("ssh", "smart") and (why := KINDS["ssh_host"](name, {})):
+            yield f"{name}: without ansible_host its name is its address: {why}; rename it, or write ansible_host"
         address = str(variables.get("ansible_host", name))
         key = (connection.rpartition(".")[2], address.lower().rstrip("."), str(variables.get("ansible_port", 22)))
         if key in seen:
@@ -262,8 +342,7 @@ class Checker:
     def role(self, name: str, given: Mapping[str, Any], role: str) -> list[str]:
         """Return what is wrong with the variables of one role on one host."""
         host = self.host(name, given, [role])
-        problems = self._own(host)
-        return [*host.told(facts=True, others=problems), *problems]
+        return list(host.told(facts=True, others=self._own(host)))
 
     def site(self, roles: Mapping[str, list[str]], groups: Mapping[str, list[str]], *, facts: bool) -> list[str]:
         """Return what is wrong with the variables of all hosts of the play.
@@ -276,17 +355,23 @@ class Checker:
         hostvars = self._play["hostvars"]
         variables = plain(self._loader.load_from_file(str(ROLES / "preflight/meta/site_variables.yml")))
         everywhere = {name: hostvars.raw_get(name) for group in roles for name in groups.get(group, [])}
-        hosts, problems = [], []
+        hosts: list[Host] = []
+        problems: list[str] = []
+        across: dict[str, list[str]] = {}
         for name in self._play["ansible_play_hosts_all"]:
             own = dict.fromkeys(role for group in roles if name in groups.get(group, []) for role in roles[group])
             host = self.host(name, everywhere.get(name, {}), list(own))
             for variable, option in variables.items():
                 host.check(variable, option)
-            across = self._own(host)
-            problems += [*host.told(facts=facts, others=across), *across]
+            across[name] = self._own(host)
+            host.check_given(variables)
             hosts.append(host)
-        problems += [*_address_problems(everywhere), *self._workers(hosts)]
-        return list(dict.fromkeys(problems))
+        for problem in self._workers(hosts):
+            across.setdefault(problem.partition(": ")[0], []).append(problem)
+        for host in hosts:
+            problems += host.told(facts=facts, others=across.pop(host.name))
+        problems += [problem for others in across.values() for problem in others]
+        return list(dict.fromkeys([*problems, *_address_problems(everywhere)]))
 
     def _own(self, host: Host) -> list[str]:
         """Note the complaints of a host's variables; return what is wrong across them."""
@@ -329,7 +414,16 @@ class Checker:
         )
         declared = {queue: text for node in nodes.values() for queue, text in node["queue_descriptions"].items()}
         expression = trust_as_template("{{ nodes | trainyard_site_problems(declared) }}")
-        return list(hosts[0].evaluate(expression, nodes=nodes, declared=declared if counted else {}))
+        problems = list(hosts[0].evaluate(expression, nodes=nodes, declared=declared if counted else {}))
+        served = {queue for node in nodes.values() for worker in node["workers"] for queue in worker["queues"]}
+        for host in hosts:
+            queue = host.sound_value("site_verify_queue")
+            if counted and not problems and queue and queue not in served:
+                problems.append(
+                    f"{host.name}: site_verify_queue is {plain(queue)!r}, which no worker serves, so make verify would "
+                    f"wait for ever; write one of {', '.join(sorted(map(str, served)))}"
+                )
+        return problems
 
 
 class ActionModule(ActionBase):

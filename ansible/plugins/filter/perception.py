@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 __all__ = ["FilterModule"]
@@ -68,9 +69,10 @@ def _entry_problems(place: str, entry: Any, settings: Mapping[str, Any]) -> list
     elif wrong := [group for group in groups if group not in GROUPS]:
         problems.append(f"{place}.groups has {wrong[0]!r}; there are {', '.join(GROUPS)}")
     name = str(entry.get("name", "n"))
-    if not NAME.match(name) or TAG.match(name):
+    given = entry.get("name", "n")
+    if not isinstance(given, str) or not NAME.match(name) or TAG.match(name):
         problems.append(
-            f"{place}.name is {name!r}; write a short name of small letters, digits, . _ -, such as 3.11-lidar"
+            f"{place}.name is {given!r}; write a short name of small letters, digits, . _ -, such as 3.11-lidar"
         )
     if not problems:
         key = python if provider == "distribution" else "uv"
@@ -81,6 +83,17 @@ def _entry_problems(place: str, entry: Any, settings: Mapping[str, Any]) -> list
                 "write {suite: bookworm, image: debian:bookworm-slim} there"
             )
     return problems
+
+
+def _is_release(text: str) -> bool:
+    """Tell a day, or a day and a minute, that there was or will be."""
+    if not RELEASE.match(text):
+        return False
+    try:
+        datetime.strptime(text, "%Y%m%dT%H%M" if "T" in text else "%Y%m%d")
+    except ValueError:
+        return False
+    return True
 
 
 def perception_problems(matrix: Any, settings: Mapping[str, Any], host: str) -> list[str]:
@@ -101,7 +114,7 @@ def perception_problems(matrix: Any, settings: Mapping[str, Any], host: str) -> 
                 f"give all but one a name of its own (name: {name}-lidar)"
             )
     release, keep = str(settings["release"]), settings["keep"]
-    if release and not RELEASE.match(release):
+    if release and not _is_release(release):
         problems.append(
             f"{host}: perception_images_release is {release!r}; "
             "write the day, or day and minute in UTC, as tags have it: 20261124 or 20261124T0930"

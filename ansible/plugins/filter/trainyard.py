@@ -15,17 +15,22 @@ from typing import Any
 # Ansible finds module_utils for modules only; a filter runs on the controller.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "module_utils"))
 
+from trainyard_paths import PARTS, inside
 from trainyard_values import pair_problems, pem_fault
 
 __all__ = ["FilterModule"]
 
 # What ClearML's server asks of a queue's name.
 QUEUE_LEAST = 3
-SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\Z")
+SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}\Z")
+# No machine has more GPUs, slices and all.
+MOST_GPUS = 1024
 SAFE_SECRET = re.compile(r"[A-Za-z][A-Za-z0-9_-]*\Z")
 # What an env file holds without quotes.
 BARE_IN_SHELL = re.compile(r"[A-Za-z0-9_@%+=:,./-]*")
 BARE_IN_COMPOSE = re.compile(r"(?! )[A-Za-z0-9_@%+=:,./*?~^()\[\]{}|;&<>! -]*(?<! )|")
+# Service accounts that the official server knows by these names.
+BUILTIN_ACCOUNTS = frozenset({"apiserver", "fileserver", "webserver", "tests"})
 # Shipped in public with the official server and its tests: whoever reads its sources knows them.
 WELL_KNOWN = frozenset(  # starts of sha256
     {
@@ -95,7 +100,7 @@ def trainyard_workers(
             else:
                 text = "workers of several nodes"
             descriptions.setdefault(queue, node["queue_descriptions"].get(queue, text))
-    return {**node, "workers": workers, "queues": descriptions}
+    return {**node, "workers": workers, "queues": descriptions, "common_queues": list(common)}
 
 
 def trainyard_task_arguments(worker: Mapping[str, Any], defaults: Mapping[str, str]) -> str:
@@ -112,18 +117,23 @@ def trainyard_site_problems(hosts: Mapping[str, Mapping[str, Any]], declared: Ma
     served: set[str] = set()
     for host, node in sorted(hosts.items()):
         name = str(node["node"])
-        if not SAFE_NAME.match(name):
+        if name and not SAFE_NAME.match(name):
             problems.append(
                 f"{host}: clearml_node_name is {name!r}: a node's name becomes part of worker, queue and compose "
-                "project names; write letters, digits, - and _ only, first a letter or digit, e.g. 'train01'"
+                "project names; write at most 63 letters, digits, - and _, first a letter or digit, e.g. 'train01'"
             )
-        elif len(name) < QUEUE_LEAST and any(name in worker["queues"] for worker in node["workers"]):
+        elif name and len(name) < QUEUE_LEAST and any(name in worker["queues"] for worker in node["workers"]):
             problems.append(
                 f"{host}: clearml_node_name is {name!r} (where it is not written, the host's name): a queue has this "
                 f"name too, and ClearML takes queues of {QUEUE_LEAST} or more characters only; write clearml_node_name "
                 f"with {QUEUE_LEAST} or more, for example 'node-{name}'"
             )
-        if name.lower() in nodes:
+        if name and name in node.get("common_queues", ()):
+            problems.append(
+                f"{host}: clearml_node_name is {name!r}, and so is a queue of clearml_agent_common_queues: experiments "
+                f"for this node alone would run anywhere; write another one, e.g. 'train-{name}'"
+            )
+        if name and name.lower() in nodes:
             problems.append(
                 f"{host}: clearml_node_name is {name!r}, which {nodes[name.lower()]} has too (case does not count); "
                 f"write another one, e.g. {name + '-b'!r}"
@@ -144,7 +154,7 @@ def trainyard_site_problems(hosts: Mapping[str, Mapping[str, Any]], declared: Ma
 def _is_gpu(gpu: Any) -> bool:
     """Tell an index, or a UUID of a GPU or a MIG slice, from anything else."""
     if isinstance(gpu, int) and not isinstance(gpu, bool):
-        return gpu >= 0
+        return 0 <= gpu < MOST_GPUS
     return isinstance(gpu, str) and bool(GPU_UUID.match(gpu))
 
 
@@ -195,12 +205,14 @@ def _node_problems(host: str, node: Mapping[str, Any], names: dict[str, str]) ->
     owners: dict[Any, str] = {}
     for worker in node["workers"]:
         name = worker["name"]
-        if not SAFE_NAME.match(name) and name not in derived:
+        if name and not SAFE_NAME.match(name) and name not in derived:
             problems.append(
-                f"{host}: {variable} has a worker named {name!r}; write letters, digits, - and _ only, "
+                f"{host}: {variable} has a worker named {name!r}; write at most 63 letters, digits, - and _, "
                 "first a letter or digit, e.g. 'train01-big'"
             )
-        if name.lower() in names:
+        # Of a GPU that is written twice that is said already.
+        again = not node["explicit"] and names.get(name.lower()) == host
+        if name and node_name and name.lower() in names and not again:
             problems.append(
                 f"{host}: {variable} has the worker {name!r}, which {names[name.lower()]} has too; "
                 "a worker's name must be unique in the site"
@@ -224,12 +236,14 @@ def _node_problems(host: str, node: Mapping[str, Any], names: dict[str, str]) ->
                 "would share them: write one of both"
             )
         for queue in worker["queues"]:
-            if queue in (node_name, *derived):
+            # Said already: of the node's and the worker's name, and of an empty one.
+            if queue in (node_name, *derived, "") or (queue == name and not SAFE_NAME.match(name)):
                 continue
             if not isinstance(queue, str) or not SAFE_NAME.match(queue) or len(queue) < QUEUE_LEAST:
                 problems.append(
-                    f"{host}: worker {name!r} serves the queue {queue!r}; write three or more letters, digits, - "
-                    "and _, first a letter or digit, e.g. 'all_gpus'"
+                    f"{host}: {'clearml_agent_workers' if node['explicit'] else 'clearml_agent_common_queues'}: worker "
+                    f"{name!r} serves the queue {queue!r}; write three or more letters, digits, - and _, first a "
+                    "letter or digit, e.g. 'all_gpus'"
                 )
     return problems
 
@@ -237,8 +251,17 @@ def _node_problems(host: str, node: Mapping[str, Any], names: dict[str, str]) ->
 def trainyard_secret_problems(secrets: Mapping[str, Any], host: str) -> list[str]:
     """Find secrets that are missing, unsafe or known to everybody; never tells a value."""
     problems = []
+    missing = [name for name, value in sorted(secrets.items()) if value in (None, "")]
+    # One mistake, a vault that is not there, is one sentence.
+    if len(missing) > 3:
+        problems.append(
+            f"{host}: {missing[0]} is missing, and so are {', '.join(missing[1:])}; run ansible/secrets.yml (make up "
+            "does), which generates them"
+        )
     for name, value in sorted(secrets.items()):
         text = "" if value is None else str(value)
+        if not text and len(missing) > 3:
+            continue
         if not text:
             problems.append(f"{host}: {name} is missing; run ansible/secrets.yml (make up does), which generates it")
         elif hashlib.sha256(text.encode()).hexdigest()[:16] in WELL_KNOWN:
@@ -270,6 +293,7 @@ def clearml_agent_problems(settings: Mapping[str, Any], host: str) -> list[str]:
                 f"{host}: clearml_agent_system_{name} is empty: write what the server's system account has, "
                 f"vault_clearml_server_credentials.apiserver.{name.removeprefix('access_').removesuffix('_key')}"
             )
+    problems += [f"{host}: {problem}" for problem in _mount_problems(settings)]
     user, token, key = settings["user"], settings["token"], settings["ssh_key"]
     if token and key:
         problems.append(
@@ -294,11 +318,51 @@ def clearml_agent_problems(settings: Mapping[str, Any], host: str) -> list[str]:
     return problems
 
 
+def _mount_problems(settings: Mapping[str, Any]) -> list[str]:
+    """Find mounts of one place twice, and of folders with the platform's own secrets."""
+    problems = []
+    # What every experiment has at these places anyway.
+    taken = {str(path): f"the cache of {name}" for name, path in settings["caches"].items() if path}
+    for position, entry in enumerate(settings["mounts"]):
+        source, variable = str(entry["source"]), f"clearml_agent_extra_mounts[{position}]"
+        target = str(entry.get("target", source))
+        for name, root in settings["roots"].items():
+            first = source.removeprefix(f"{root}/").partition("/")[0]
+            own = {part.rstrip("/") for part in PARTS[name]}
+            if source == root or inside(root, source) or (inside(source, root) and first in own):
+                problems.append(
+                    f"{variable}.source is {source!r}, and in {root!r} ({name}) are keys and settings of the "
+                    "platform, which experiments would have; write a folder of your own, for example /data"
+                )
+                break
+        if target in taken:
+            problems.append(
+                f"{variable} is mounted at {target!r}, where experiments have {taken[target]}; write another target"
+            )
+        taken.setdefault(target, variable)
+    return problems
+
+
 def trainyard_server_problems(server: Mapping[str, Any], host: str) -> list[str]:
     """Find what is wrong with the server's settings."""
-    problems = _domain_problems(server, host)
-    if server["flavor"] == "official":
-        problems += _version_problems(server, host) + _database_problems(server, host)
+    # Of a flavor that the site does not have, too: it may have it tomorrow.
+    problems = _domain_problems(server, host) + _version_problems(server, host) + _database_problems(server, host)
+    if server["flavor"] == "official" and server["image_source"] == "bundle" and not server["bundle"]:
+        problems.append(
+            f"{host}: clearml_server_bundle is empty, and clearml_server_image_source is 'bundle': write the path on "
+            "this machine of an archive that ansible/bundle.yml made, for example /srv/clearml-2.3.tar"
+        )
+    for name, account in server["accounts"].items():
+        if name in BUILTIN_ACCOUNTS:
+            problems.append(
+                f"{host}: clearml_server_accounts has {name!r}, which the server has itself "
+                "(clearml_server_credentials); write another name, for example 'agent_train01'"
+            )
+        elif "display_name" in account and not str(account["display_name"]).strip():
+            problems.append(
+                f"{host}: clearml_server_accounts.{name}.display_name is empty; write a name that the pages show, for "
+                f"example {name!r}"
+            )
     return problems
 
 
@@ -311,6 +375,11 @@ def _domain_problems(server: Mapping[str, Any], host: str) -> list[str]:
                 f"{host}: clearml_server_domain is {domain!r}, which names one service; write what the three have in "
                 f"common: {domain[len(label) :]!r}"
             )
+    if tls != "internal" and not domain:
+        problems.append(
+            f"{host}: clearml_server_tls is {tls!r}, but clearml_server_domain is empty, so nothing is encrypted; "
+            "write the domain, for example 'clearml.example.org', or remove clearml_server_tls"
+        )
     if domain and tls == "files":
         for variable, what in (("tls_certificate", "certificate and its chain"), ("tls_key", "private key")):
             if not server[variable]:
@@ -355,6 +424,11 @@ def _version_problems(server: Mapping[str, Any], host: str) -> list[str]:
 
 def _database_problems(server: Mapping[str, Any], host: str) -> list[str]:
     problems = []
+    if server["surveyed"] and "elasticsearch" in server["own"] and server["heap_mb"] * 2 > server["memory_mb"]:
+        problems.append(
+            f"{host}: clearml_server_elasticsearch_heap_mb is {server['heap_mb']}, and Elasticsearch needs twice as "
+            f"much, but clearml_server_memory_mb is {server['memory_mb']}; write at most {server['memory_mb'] // 4}"
+        )
     if "elasticsearch" in server["own"] and server["elasticsearch_user"] != "elastic":
         problems.append(
             f"{host}: clearml_server_elasticsearch_user is {server['elasticsearch_user']!r}, but this host's own "
@@ -378,11 +452,6 @@ def _database_problems(server: Mapping[str, Any], host: str) -> list[str]:
         problems.append(
             f"{host}: clearml_server_elasticsearch_watermarks is {marks}; write three rising percentages below 100%, "
             "e.g. {low: 85%, high: 90%, flood_stage: 95%}"
-        )
-    if server["surveyed"] and "elasticsearch" in server["own"] and server["heap_mb"] * 2 > server["memory_mb"]:
-        problems.append(
-            f"{host}: clearml_server_elasticsearch_heap_mb is {server['heap_mb']}, and Elasticsearch needs twice as "
-            f"much, but clearml_server_memory_mb is {server['memory_mb']}; write at most {server['memory_mb'] // 4}"
         )
     return problems
 

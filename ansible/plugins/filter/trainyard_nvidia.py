@@ -65,6 +65,11 @@ def trainyard_gpu_problems(found: Mapping[str, Any], wanted: Mapping[str, Any], 
     return problems
 
 
+def trainyard_gpu_setting_problems(wanted: Mapping[str, Any], host: str) -> list[str]:
+    """Find what is wrong with the role's settings, whatever ``host`` has; ``wanted`` as in trainyard_gpu_problems."""
+    return [f"{host}: nvidia_container_toolkit_{problem}" for problem in _setting_problems(wanted)]
+
+
 def _setting_problems(wanted: Mapping[str, Any]) -> list[str]:
     problems = []
     if str(wanted["enabled"]).lower() not in ("auto", "true", "false"):
@@ -136,6 +141,7 @@ class FilterModule:
         """Give the filters by name."""
         return {
             "trainyard_gpu_problems": trainyard_gpu_problems,
+            "trainyard_gpu_setting_problems": trainyard_gpu_setting_problems,
             "trainyard_gpu_uuids": trainyard_gpu_uuids,
             "trainyard_gpus": trainyard_gpus,
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import difflib
 import functools
 import hashlib
 import hmac
@@ -18,7 +19,7 @@ from ansible.errors import AnsibleFilterError
 __all__ = ["FilterModule"]
 
 # First a letter or digit: the name is a folder's name too.
-USERNAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]*\Z")
+USERNAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,127}\Z")
 BCRYPT = re.compile(rb"\$2[aby]\$(0[4-9]|[12][0-9]|3[01])\$[./A-Za-z0-9]{53}\Z")
 STANDARD_BASE64 = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 BCRYPT_BASE64 = "./ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
@@ -47,8 +48,9 @@ def trainyard_user_problems(users: Any, host: str, taken: Sequence[str] = ()) ->
             continue
         username = user.get("username")
         if not isinstance(username, str) or not USERNAME.match(username):
+            state = "missing" if username is None else repr(username)
             problems.append(
-                f"{host}: {where}.username is {username!r}; write letters, digits, . _ @ - only, "
+                f"{host}: {where}.username is {state}; write letters, digits, . _ @ - only, "
                 "first a letter or digit (a number in quotes), e.g. 'alice'"
             )
         else:
@@ -60,13 +62,40 @@ def trainyard_user_problems(users: Any, host: str, taken: Sequence[str] = ()) ->
                 )
             seen.setdefault(username.lower(), where)
         name, email = user.get("name"), user.get("email")
-        if not isinstance(name, str) or not name.strip():
-            problems.append(f"{host}: {where}.name is {name!r}; write the name that the pages show, e.g. 'Alice Doe'")
+        told = "missing" if name is None else repr(name)
+        if not isinstance(name, str) or not name.strip() or not name.isprintable():
+            problems.append(f"{host}: {where}.name is {told}; write the name that the pages show, e.g. 'Alice Doe'")
         if email is not None and (not isinstance(email, str) or not re.fullmatch(r"[^@\s]+@[^@\s]+", email)):
             problems.append(f"{host}: {where}.email is {email!r}; write an address such as 'alice@example.org'")
         problems += [f"{host}: {where} {problem}" for problem in _password_problems(user)]
         if unknown := sorted(map(str, set(user) - KEYS)):
-            problems.append(f"{host}: {where} has the unknown key {unknown[0]!r}; known are {', '.join(sorted(KEYS))}")
+            near = difflib.get_close_matches(unknown[0], sorted(KEYS), 1, 0.5)
+            meant = f"write {near[0]}; " if near else ""
+            problems.append(
+                f"{host}: {where} has the unknown key {unknown[0]!r}; {meant}known are {', '.join(sorted(KEYS))}"
+            )
+    return problems
+
+
+def trainyard_login_problems(users: Sequence[Mapping[str, Any]], host: str) -> list[str]:
+    """Find what is wrong across ``clearml_server_users``: hashes that are none, and names that two have.
+
+    A problem never tells a hash.
+    """
+    problems: list[str] = []
+    seen: dict[str, str] = {}
+    for position, user in enumerate(users):
+        username, hashed = str(user["username"]), user["password_hash"]
+        where = f"clearml_server_users[{position}] ({username})"
+        if username.lower() in seen:
+            problems.append(
+                f"{host}: {where} has the username of {seen[username.lower()]} (case does not count); write another one"
+            )
+        seen.setdefault(username.lower(), where)
+        if hashed in (None, ""):
+            problems.append(f"{host}: {where}.password_hash is missing; run ansible/secrets.yml (make up does)")
+        elif why := _hash_fault(hashed):
+            problems.append(f"{host}: {where}.password_hash (value hidden) {why}; write {HASH_HELP}")
     return problems
 
 
@@ -140,5 +169,6 @@ class FilterModule:
         """Give the filters by name."""
         return {
             "trainyard_fixed_users": trainyard_fixed_users,
+            "trainyard_login_problems": trainyard_login_problems,
             "trainyard_user_problems": trainyard_user_problems,
         }

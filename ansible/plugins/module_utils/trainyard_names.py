@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import keyword
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,17 +19,27 @@ from typing import Any, NamedTuple
 import ansible.constants as constants
 import yaml
 from ansible.errors import AnsibleError
+from ansible.inventory.data import InventoryData
 from ansible.inventory.manager import InventoryManager
 from ansible.parsing.dataloader import DataLoader
 from ansible.parsing.vault import is_encrypted
-from ansible.plugins.loader import become_loader, connection_loader, shell_loader
+from ansible.plugins.loader import become_loader, connection_loader, inventory_loader, shell_loader
 
 try:
     from yaml import CSafeLoader as Loader
 except ImportError:  # pragma: no cover
     from yaml import SafeLoader as Loader  # type: ignore[assignment]
 
-__all__ = ["GROUPS", "Findings", "check", "known_names", "site_folder"]
+__all__ = [
+    "GROUPS",
+    "Findings",
+    "check",
+    "known_names",
+    "names_read",
+    "nearest",
+    "set_while_running",
+    "site_folder",
+]
 
 ANSIBLE = Path(__file__).resolve().parents[2]
 # The groups that the playbooks deploy.
@@ -36,16 +47,78 @@ GROUPS = ("clearml_server", "clearml_nodes", "clearml_registry")
 # Names that start like these are ours, besides those of the roles.
 PREFIXES = ("clearml_", "site_", "vault_clearml_", "vault_registry_")
 # Connection and file settings whose plugins have variables.
-CONNECTIONS = ("ssh", "local", "docker", "community.docker.docker", "paramiko_ssh")
+CONNECTIONS = (
+    "local",
+    "psrp",
+    "ssh",
+    "winrm",
+    "community.docker.docker",
+    "community.docker.docker_api",
+    "community.docker.nsenter",
+    "community.general.chroot",
+    "community.general.incus",
+    "community.general.lxc",
+    "community.general.lxd",
+    "containers.podman.buildah",
+    "containers.podman.podman",
+    "kubernetes.core.kubectl",
+    "amazon.aws.aws_ssm",
+    "ansible.netcommon.libssh",
+    "ansible.netcommon.persistent",
+    "community.libvirt.libvirt_lxc",
+    "community.libvirt.libvirt_qemu",
+)
+BECOMES = (
+    "runas",
+    "su",
+    "sudo",
+    *(
+        f"community.general.{name}"
+        for name in ("doas", "dzdo", "ksu", "machinectl", "pbrun", "pfexec", "sesu", "sudosu")
+    ),
+)
+# What Ansible works out itself, so what an inventory writes has no effect, or a bad one.
+MAGIC = frozenset(
+    {
+        "ansible_check_mode",
+        "ansible_diff_mode",
+        "ansible_facts",
+        "ansible_inventory_sources",
+        "ansible_play_batch",
+        "ansible_play_hosts",
+        "ansible_play_hosts_all",
+        "ansible_play_name",
+        "ansible_playbook_python",
+        "ansible_role_name",
+        "ansible_version",
+        "group_names",
+        "groups",
+        "hostvars",
+        "inventory_dir",
+        "inventory_file",
+        "inventory_hostname",
+        "inventory_hostname_short",
+        "omit",
+        "play_hosts",
+        "playbook_dir",
+        "role_name",
+        "role_path",
+        "vars",
+    }
+)
 # A file that ends like these was put aside on purpose, or is not for Ansible.
 ASIDE = re.compile(
     r"(~|\.(bak|orig|old|save|swp|tmp|off|disabled|example|sample|dist|md|rst|pem|key|crt|pub|gpg|asc)\d*)$", re.I
 )
 # A file that ends like these was meant to be read.
-MEANT = re.compile(r"\.(ya?ml|json|yam|ymal|yaml?l|tml|txt|conf|cfg|ini|vars?)\b|[._ -]ya?ml$", re.I)
+MEANT = re.compile(r"\.(ya?ml|json|yam|ymal|yaml?l|tml|txt|conf|cfg|ini|toml|vars?)\b|[._ -]ya?ml$", re.I)
 WORD = re.compile(r"[A-Za-z_]\w*")
 EXPRESSION = re.compile(r"\{\{.*?\}\}|\{%.*?%\}", re.S)
 QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
+# A file beside hosts.yml that ends like these was meant to have hosts.
+HOSTS_ENDINGS = ("", ".hosts", ".ini", ".inventory", ".json", ".yaml", ".yml")
+# Roles' and the site's words that a team may use as names of its own.
+OWN_WORDS = ("site",)
 GROUP_KEYS = ("hosts", "vars", "children")
 
 
@@ -98,7 +171,7 @@ def site_folder(inventories: Path, site: str) -> Path:
             f"{sites}; {make}"
         )
     if site not in there:
-        near = _nearest(site, there)
+        near = nearest(site, there)
         raise ValueError(
             f"there is no site {site!r} in {inventories}{f' ({near} is meant?)' if near else ''}: {sites}; {make}"
         )
@@ -130,13 +203,34 @@ def check(sources: Iterable[str | Path], loader: DataLoader, extra: Mapping[str,
         readable = readable and files.readable
     if fault and not problems:
         problems.append(
-            f"all: the hosts cannot be read: {fault}; correct the file (inventory/example/hosts.yml shows how)"
+            f"all: the hosts cannot be read: {_reading_fault(folders, loader) or fault}; correct the file "
+            "(inventory/example/hosts.yml shows how)"
         )
     # Hosts in a damaged file would seem to be missing.
     if folders and inventory and readable:
         problems += _group_problems(inventory)
     problems += _variable_problems(places, known_names())
     return Findings(list(dict.fromkeys(problems)), readable)
+
+
+def _reading_fault(folders: Iterable[Path], loader: DataLoader) -> str:
+    """Return why a file of hosts cannot be read; Ansible itself only warns of it. Empty when nobody knows."""
+    for folder in folders:
+        for path in sorted(folder.iterdir()) if folder.is_dir() else [folder]:
+            if path.is_file() and not path.name.startswith("."):
+                kind = "yaml" if path.suffix in constants.YAML_FILENAME_EXTENSIONS else "ini"
+                try:
+                    inventory_loader.get(kind).parse(InventoryData(), loader, str(path), cache=False)
+                except (AnsibleError, ValueError) as error:
+                    cause = error.__cause__ or error
+                    said = " ".join(str(getattr(cause, "message", cause)).split()).rstrip(".")
+                    # Python's words for what Ansible's reader of INI does not expect.
+                    if "unhashable" in said:
+                        said = "a value that starts with {{ is no text in INI: write it into group_vars"
+                    elif "to unpack" in said:
+                        said = "a line that starts with [ is not closed with ]"
+                    return f"{path.name}: {said}"
+    return ""
 
 
 @functools.cache
@@ -165,7 +259,8 @@ def known_names() -> Known:
     for playbook in ANSIBLE.glob("*.yml"):
         for play in read(playbook):
             variables |= {name for name in play.get("vars") or {} if not name.startswith("__")}
-    variables |= {word for word in words if word.startswith("vault_") and not word.endswith("_")}
+    ours = ("vault_clearml_", "vault_registry_")
+    variables |= {word for word in words if word.startswith(ours) and not word.endswith("_")}
     prefixes = (*(f"{role.name}_" for role in roles), *PREFIXES)
     # What -e may set and no play has as its own.
     read_by_plays = {word for path in ANSIBLE.glob("*.yml") for word in WORD.findall(path.read_text()) if "_" in word}
@@ -173,19 +268,41 @@ def known_names() -> Known:
 
 
 @functools.cache
+def set_while_running() -> frozenset[str]:
+    """Return the variables that tasks of roles and playbooks set: before they ran, nobody has them."""
+    found: set[str] = set()
+
+    def walk(node: Any) -> None:
+        if isinstance(node, Mapping):
+            found.update(key for key in node.get("ansible.builtin.set_fact") or {} if isinstance(key, str))
+            found.update([node["register"]] if isinstance(node.get("register"), str) else [])
+            found.update(node["vars"] if isinstance(node.get("vars"), Mapping) else [])
+            for item in node.values():
+                walk(item)
+        elif isinstance(node, list):
+            for item in node:
+                walk(item)
+
+    for path in (*ANSIBLE.glob("*.yml"), *ANSIBLE.glob("tasks/*.yml"), *ANSIBLE.glob("roles/*/tasks/*.yml")):
+        walk(yaml.load(path.read_bytes(), Loader))
+    return frozenset(found)
+
+
+@functools.cache
 def _connection_variables() -> set[str]:
     """Return the variables that tell Ansible how to reach a host."""
     names = {name for names in constants.MAGIC_VARIABLE_MAPPING.values() for name in names}
-    names |= {"ansible_group_priority", "ansible_python_interpreter", "ansible_facts", "ansible_connection"}
+    names |= {"ansible_group_priority", "ansible_python_interpreter", "ansible_connection", "ansible_network_os"}
     config = constants.config
     definitions = [config.get_configuration_definitions()]
     for loader, kind, plugins in (
         (connection_loader, "connection", CONNECTIONS),
-        (become_loader, "become", ("sudo", "su")),
-        (shell_loader, "shell", ("sh",)),
+        (become_loader, "become", BECOMES),
+        (shell_loader, "shell", ("sh", "powershell", "cmd")),
     ):
         for plugin in plugins:
-            loader.get(plugin, class_only=True)
+            if loader.get(plugin, class_only=True) is None:  # its collection is not installed
+                continue
             definitions.append(config.get_configuration_definitions(kind, plugin))
     for options in definitions:
         for option in options.values():
@@ -210,7 +327,7 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def _nearest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
+def nearest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
     """Return the name that is most like another; empty when none is."""
     names = sorted(names)
     same = [one for one in names if _plain(one) == _plain(name)]
@@ -221,8 +338,8 @@ def _nearest_below(name: str, prefix: str, names: set[str]) -> str:
     """Return the name that is most like another one; the prefix that they share makes none more like it."""
     longer = [other for other in names if len(other) > len(prefix) and name.startswith(other + "_")]
     tails = [other.removeprefix(prefix) for other in names if other.startswith(prefix)]
-    near = max(longer, key=len, default="") or _nearest(name.removeprefix(prefix), tails)
-    return near if near in longer else (prefix + near if near else _nearest(name, names))
+    near = max(longer, key=len, default="") or nearest(name.removeprefix(prefix), tails)
+    return near if near in longer else (prefix + near if near else nearest(name, names))
 
 
 def _slip(name: str, names: Iterable[str]) -> str:
@@ -241,7 +358,7 @@ def _slip(name: str, names: Iterable[str]) -> str:
 
 def _group_slip(name: str) -> str:
     """Return the group of ours that a name is meant to be; empty when it is none."""
-    near = _nearest(name, GROUPS, 0.8)
+    near = nearest(name, GROUPS, 0.8)
     return near if near and name not in GROUPS else ""
 
 
@@ -267,7 +384,7 @@ def _group_problems(inventory: InventoryManager) -> Iterator[str]:
     for name, host in sorted(inventory.hosts.items()):
         if name in placed or name in slips or host.implicit:
             continue
-        near = _nearest(name, placed, 0.8)
+        near = nearest(name, placed, 0.8)
         again = f", or write it as the host {near} is written, if that is meant" if near else ""
         yield (
             f"{name}: it is in none of the groups {', '.join(GROUPS)}, so nothing would be deployed to it; write it "
@@ -289,14 +406,24 @@ def _group_problems(inventory: InventoryManager) -> Iterator[str]:
 def _variable_problems(places: list[Place], known: Known) -> Iterator[str]:
     """Yield variables that are set, or read in templates, and that nothing knows."""
     given = {place.name for place in places}
-    read = {word for place in places for text in place.texts for word in _names_read(text)}
+    read = {word for place in places for text in place.texts for word in names_read(text)}
     reported = set()
     for place in places:
         host, name = place.host or "all", place.name
         if name in known.variables:
             continue
         where = f"{name} ({place.where})"
-        if name.lstrip("_").startswith(known.prefixes):
+        if name in MAGIC:
+            yield f"{host}: {where} is a name that Ansible gives a value itself; write another name, or remove it"
+            reported.add(name)
+        elif f"{name}_" in known.prefixes and name not in OWN_WORDS:
+            tails = sorted(one for one in known.variables if one.startswith(f"{name}_"))
+            yield (
+                f"{host}: {where} is not known: settings are variables of their own, not a mapping; write for example "
+                f"{tails[0] if tails else 'another name'}, or remove it"
+            )
+            reported.add(name)
+        elif name.lstrip("_").startswith(known.prefixes):
             if name in read and name.startswith("vault_"):
                 continue  # A secret of the site's own.
             prefix = max((one for one in known.prefixes if name.lstrip("_").startswith(one)), key=len)
@@ -317,16 +444,34 @@ def _variable_problems(places: list[Place], known: Known) -> Iterator[str]:
         ):
             yield (f"{host}: {where} is not known; write {near}, or give a variable of your own another name")
             reported.add(name)
+        elif name.startswith("ansible_") and not name.endswith("_interpreter"):
+            near = nearest(name, _connection_variables())
+            meant = f"write {near}" if near else "remove it"
+            yield (
+                f"{host}: {where} is not known; {meant}. Names that start with ansible_ are Ansible's: give a variable "
+                "of your own another name"
+            )
+            reported.add(name)
+        elif not _is_name(name):
+            better = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_")
+            meant = f"write {better}" if _is_name(better) else "write a name of letters, digits and _"
+            yield f"{host}: {where} is not the name of a variable, so no template could read it; {meant}, or remove it"
+            reported.add(name)
     for place in places:
-        for name in dict.fromkeys(word for text in place.texts for word in _names_read(text)):
+        for name in dict.fromkeys(word for text in place.texts for word in names_read(text)):
             ours = name.startswith((*known.prefixes, "vault_clearml_", "vault_registry_"))
             if ours and name not in given and name not in known.words and name not in known.variables | reported:
-                near = _nearest(name, known.variables | given)
+                near = nearest(name, known.variables | given)
                 meant = f"write {near}" if near else "correct the name"
                 yield f"{place.host or 'all'}: {place.name} ({place.where}) reads {name}, which is not defined; {meant}"
 
 
-def _names_read(text: str) -> Iterator[str]:
+def _is_name(name: str) -> bool:
+    """Tell what a template can read: letters, digits and _, first a letter or _, and no word of Python's."""
+    return name.isascii() and name.isidentifier() and not keyword.iskeyword(name)
+
+
+def names_read(text: str) -> Iterator[str]:
     """Yield the words of a template that may be names of variables."""
     for expression in EXPRESSION.findall(text) if "{" in text else ():
         bare = QUOTED.sub("''", expression)
@@ -391,18 +536,40 @@ class _Files:
                 continue
             near = next(
                 (one for one in ("group_vars", "host_vars") if _plain(name) in (_plain(one), _plain(one)[:-1])), ""
-            ) or _nearest(name, ("group_vars", "host_vars"), 0.8)
-            if near and (path.is_dir() or name in ("group_vars", "host_vars")):
+            ) or nearest(name, ("group_vars", "host_vars"), 0.8)
+            if name in ("group_vars", "host_vars"):
+                what = "is a file" if path.exists() else "is a link to nothing"
+                self._say(
+                    path, f"{what}; make it a folder, with {'all.yml' if near == 'group_vars' else 'HOST.yml'} in it"
+                )
+            elif near and path.is_dir():
                 self._say(path, f"is not read as variables: the folder must be called {near}; rename it")
             elif any(pattern.search(name) for pattern in ignored):
                 continue
             elif path.is_dir():
+                # Ansible reads the files of every folder as hosts.
                 found = found or any(path.iterdir())
+                for file in sorted(path.rglob("*")):
+                    hidden = any(one.search(part) for one in ignored for part in file.relative_to(folder).parts)
+                    if file.is_file() and not hidden and not {"group_vars", "host_vars"} & set(file.parts):
+                        self._hosts_file(file)
             else:
                 found = True
+                if path.suffix not in HOSTS_ENDINGS and _is_text(path):
+                    self._say(
+                        path,
+                        "is read as a file of hosts, as every file here; move it to another folder, or to files/, or "
+                        "start its name with a dot",
+                    )
+                    continue
                 self._hosts_file(path)
         if not found:
-            self._say(folder, "has no hosts file; write hosts.yml (inventory/example/hosts.yml shows how)")
+            like = next((path.name for path in sorted(folder.iterdir()) if path.name.lower().startswith("host")), "")
+            again = f", or rename {like}, which is not read" if like.partition(".")[0] == "hosts" else ""
+            self.problems.append(
+                f"all: the folder {folder} has no hosts file; write hosts.yml (inventory/example/hosts.yml shows how)"
+                f"{again}"
+            )
 
     def _vars_folder(self, folder: Path, kind: str) -> None:
         """Read the variables of groups or hosts; find files that are for none, or that are not read."""
@@ -440,7 +607,7 @@ class _Files:
             return
         if kind == "host_vars":
             if name not in names:
-                near = next((one for one in sorted(names) if name.split(".")[0] == one.split(".")[0]), "") or _nearest(
+                near = next((one for one in sorted(names) if name.split(".")[0] == one.split(".")[0]), "") or nearest(
                     name, names
                 )
                 meant = f"rename it to {self._renamed(path, near)}, or" if near else f"name one of {_list(names)}, or"
@@ -449,7 +616,7 @@ class _Files:
         groups = self._inventory.groups
         if name not in groups:
             here = [one for one in names if one != "ungrouped"]
-            near = _nearest(name, {*here, *GROUPS})
+            near = nearest(name, {*here, *GROUPS})
             if name in GROUPS:
                 meant = f"write the group with its hosts into hosts.yml, or remove {path.name}"
             elif name in self._hosts():
@@ -568,6 +735,8 @@ class _Files:
                 if isinstance(value, yaml.MappingNode):
                     self._keys(path, value, host, True)
                 continue
+            if not self._named(path, key, "variable"):
+                continue
             where = self._shown(path, key.start_mark.line + 1)
             if not any(
                 place.where == where and place.host == host and place.name == key.value for place in self.places
@@ -579,6 +748,9 @@ class _Files:
         if path.suffix not in constants.YAML_FILENAME_EXTENSIONS:
             if _is_text(path):
                 self._ini_file(path)
+            return
+        if _is_text(path) and re.match(r"(\s*([#;].*)?\n)*\[[\w.-]+(:\w+)?\]\s*\n", path.read_text()):
+            self._stop(path, f"is INI, and its name ends in {path.suffix}; rename it to {path.stem}.ini")
             return
         node = self._compose(path)
         if node is None:
@@ -614,7 +786,7 @@ class _Files:
         for part, value in node.value:
             word, at = str(part.value), part.start_mark.line + 1
             if word not in GROUP_KEYS:
-                near = _nearest(word, GROUP_KEYS)
+                near = nearest(word, GROUP_KEYS)
                 meant = f"write {near}:" if near else "a group has hosts:, children: and vars:"
                 self._say(path, f"has {word} in the group {name}, which is not read; {meant}", at)
                 continue
@@ -638,6 +810,15 @@ class _Files:
         if not self._named(path, key, "host"):
             return
         known = known_names()
+        span = re.search(r"\[(\d+):(\d+)(:\d+)?\]", name)
+        if span and int(span[1]) > int(span[2]):
+            self._say(
+                path,
+                f"has the hosts {name}, a range that ends before it starts, so there are none; write "
+                f"{name.replace(span[0], f'[{span[2]}:{span[1]}]')}",
+                key.start_mark.line + 1,
+            )
+            return
         if (
             name in known.variables
             or name.startswith(known.prefixes)
@@ -679,6 +860,7 @@ class _Files:
     def _ini_file(self, path: Path) -> None:
         """Note the variables of an INI file of hosts; its sections are groups, which the inventory has."""
         section = ""
+        listed: dict[tuple[str, str], int] = {}
         for number, line in enumerate(path.read_text().splitlines(), 1):
             line = line.split(" #")[0].strip()
             if line.startswith("["):
@@ -690,6 +872,14 @@ class _Files:
                     self.places.append(Place(name.strip(), where, "", [value]))
                 elif not section.endswith(":children"):
                     host, *rest = line.split()
+                    if (section, host) in listed and self._inventory:
+                        self._say(
+                            path,
+                            f"has the host {host} a second time in [{section}] (first in line "
+                            f"{listed[section, host]}); keep one",
+                            number,
+                        )
+                    listed.setdefault((section, host), number)
                     for name in re.findall(r"(?:^|\s)([A-Za-z_][\w-]*)=", " ".join(rest)):
                         self.places.append(Place(name, where, host if host in self._hosts() else ""))
 

@@ -12,6 +12,8 @@ import difflib
 import ipaddress
 import math
 import re
+import sys
+import tarfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -21,10 +23,21 @@ from urllib.parse import SplitResult, urlsplit
 
 import netaddr
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible.plugins.loader import become_loader, connection_loader
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
-from docker_image.reference import InvalidReference, Reference
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_pem_private_key,
+    load_ssh_private_key,
+)
 from trainyard_paths import path_problem
+
+# The nodes' own rules of images and of docker run: a value that passes here must not be refused there.
+sys.path.append(str(Path(__file__).resolve().parents[3] / "agents"))
+
+import policy
 
 __all__ = [
     "KINDS",
@@ -40,13 +53,18 @@ __all__ = [
 
 Settings = Mapping[str, Any]
 
+LARGEST = 2**31 - 1
 UNITS = {"": 1, "b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 SIZE = re.compile(r"(\d+(?:\.\d+)?)([kmgt]?)(i?b)?\Z", re.IGNORECASE | re.ASCII)
 PERCENT = re.compile(r"(\d+(?:\.\d+)?)%\Z", re.ASCII)
 LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\Z")
+NUMBER = re.compile(r"[+-]?\d+(\.\d+)?\Z", re.ASCII)
 UNIX_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,31}\Z")
-DOCKER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
-LOGIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]*\Z")
+DOCKER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")
+# The name of a folder too, which has at most 255 bytes.
+LOGIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,127}\Z")
+QUEUE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{2,127}\Z")
+NO_PROXY = re.compile(r"(\*|(\*?\.)?[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_-]+)*\.?)\Z")
 CREDENTIALS = re.compile(r"(?<=//)[^/@\s]*@")
 # Folders that no experiment may have whole: they hold the node itself.
 NODE_FOLDERS = frozenset(
@@ -77,6 +95,15 @@ NODE_FOLDERS = frozenset(
         "/var/run",
     ]
 )
+# What is in these is the node's too, whole or not: keys, passwords, disks, and sockets through which one gets the rest.
+NODE_PLACES = re.compile(
+    r"/(root|boot|proc|sys|etc/(g?shadow-?|sudoers(\.d)?|ssh|docker|pam\.d|cron[^/]*)"
+    r"|dev/(sd|hd|vd|xvd|nvme|mapper|md|dm-|loop|mem|kmem|port|disk|block)[^/]*"
+    r"|var/lib/(docker|containerd|containers|kubelet)|(var/)?run/(docker|containerd|crio|podman|systemd|dbus)"
+    r"|.*/(docker|containerd|crio|podman)\.sock)(/|\Z)"
+)
+# What kinds of values that have one may not name: groups that are root by another name.
+RIGHTS = frozenset({"adm", "disk", "docker", "kmem", "lxd", "root", "shadow", "sudo", "wheel"})
 
 
 class Complaint(NamedTuple):
@@ -128,9 +155,12 @@ def _number(value: Any) -> float | None:
     """Return a number, also one that came as text from the command line; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
+    # Python reads more than that as a number, such as 1_000 and other scripts' digits.
+    if isinstance(value, str) and not NUMBER.match(value):
+        return None
     try:
         number = float(value)
-    except ValueError:
+    except OverflowError:
         return None
     return number if math.isfinite(number) else None
 
@@ -152,8 +182,10 @@ def number(value: Any, settings: Settings) -> str:
     found = _number(value)
     if found is None or (settings.get("whole", True) and found != int(found)):
         return help_
-    if not settings.get("least", found) <= found <= settings.get("most", found):
-        return help_
+    # More than that is counted by nothing here, and too much for some of what reads it.
+    most = settings.get("most", LARGEST)
+    if not settings.get("least", found) <= found <= most:
+        return f"the most is {most}; {help_}" if found > most and "most" not in settings else help_
     return ""
 
 
@@ -184,6 +216,8 @@ def size(value: Any, settings: Settings) -> str:
     found = bytes_of(value)
     if found is None:
         return help_
+    if found >= 2**56:
+        return f"no machine has so much; {help_}"
     least = settings.get("least", "1m")
     if found < (bytes_of(least) or 0):
         unit = "it has no unit, so it counts bytes; " if str(value).isdigit() and found else ""
@@ -211,6 +245,18 @@ def text(value: Any, settings: Settings) -> str:
         return f"it holds a line break or a control character; write it on one line{like}"
     if settings.get("lines") and any(not char.isprintable() and char not in "\n\r\t" for char in value):
         return "it holds control characters; write plain text"
+    return ""
+
+
+def unix_name(value: Any, settings: Settings) -> str:
+    """A user or group of Linux; ``harmless``: not one that is as good as root."""
+    wrong = text(value, settings)
+    if wrong:
+        return wrong
+    if not UNIX_NAME.match(value):
+        return "write a name of small letters, digits, _ and -, for example datasets"
+    if settings.get("harmless") and value in RIGHTS:
+        return "who is in this group has the whole machine; write a group of its own, for example datasets"
     return ""
 
 
@@ -257,14 +303,62 @@ def pattern(value: Any, settings: Settings) -> str:
     wrong = text(value, settings)
     if wrong:
         return wrong
+    help_ = "write for example '^--shm-size(=.*)?$'"
     try:
-        re.compile(value)
-    except re.error as error:
-        return f"it is not a regular expression ({error}); write for example '^--shm-size(=.*)?$'"
-    return "" if value else "an empty expression fits everything; write for example '^--shm-size(=.*)?$'"
+        compiled = re.compile(value)
+    except (re.error, RecursionError, OverflowError) as error:
+        return f"it is not a regular expression ({error}); {help_}"
+    if not value:
+        return f"an empty expression fits everything; {help_}"
+    if all(compiled.fullmatch(option) for option in ("--volume", "--pid", "--device-cgroup-rule")):
+        return f"it fits every option, and experiments would have the node; {help_}, or an empty list if that is meant"
+    if re.match(r"\^?[A-Za-z0-9]", value) and "|" not in value:
+        return f"it fits nothing, because options start with -; {help_}"
+    return ""
+
+
+def options(value: Sequence[str]) -> str:
+    """Arguments of docker run, all together: as Docker reads them."""
+    help_ = "write each option as an entry --name=value, for example '--ulimit=memlock=-1'"
+    for word in value:
+        if re.search(r"\s-", word) or re.match(r"-\S*\s", word.partition("=")[0]):
+            return f"{word!r} is one argument to docker run, with its spaces; {help_}"
+    try:
+        command = policy.parse(list(value))
+    except policy.MalformedError as error:
+        return f"{error}; {help_}"
+    if command.words:
+        return f"{command.words[0]!r} is not an option, so docker run would take it for the image; {help_}"
+    for option in command.options:
+        keys = dict(part.partition("=")[::2] for part in option.value.split(","))
+        named = (
+            str(keys.get("source") or keys.get("src") or "")
+            if option.name == "mount"
+            else option.value.partition(":")[0]
+        )
+        if option.name in ("mount", "volume") and named.startswith("/") and (why := mount(named, {})):
+            return f"{option}: {why}"
+    return ""
 
 
 # --- places on disk --------------------------------------------------------------------------------------------------
+
+
+def option_name(value: Any, settings: Settings) -> str:
+    """The name of an option of docker run, with or without its dashes."""
+    wrong = text(value, {"example": "privileged"})
+    if wrong:
+        return wrong
+    name = value.lstrip("-")
+    try:
+        if re.fullmatch(r"[A-Za-z][A-Za-z0-9-]*", name) and policy.parse(
+            [f"-{name}", "true"] if len(name) == 1 else [f"--{name}=true"]
+        ):
+            return ""
+    except policy.MalformedError:
+        near = difflib.get_close_matches(name, ["privileged", "entrypoint", "volume", "device", "network", "mount"], 1)
+        return f"docker run has no such option; write for example {near[0] if near else 'privileged'}"
+    return "write the name of an option of docker run alone, for example privileged"
 
 
 def path(value: Any, settings: Settings) -> str:
@@ -285,17 +379,54 @@ def folder(value: Any, settings: Settings) -> str:
 
 def mount(value: Any, settings: Settings) -> str:
     """A file or folder that every experiment sees."""
+    like = settings.get("example", "/data")
     if isinstance(value, str) and (value.rstrip("/") or "/") in NODE_FOLDERS:
+        if settings.get("target"):
+            return f"it would hide a folder of the system in the image; write another place, for example {like}"
         return (
             "experiments would get a folder of the system, and with it the node; write a folder of your own, for "
-            f"example {settings.get('example', '/data')}"
+            f"example {like}"
         )
     wrong = path(value, {"example": "/data", **settings})
     if wrong:
         return wrong
-    if value.endswith("/docker.sock") or value.startswith(("/proc/", "/sys/", "/var/lib/docker/")):
-        return "it gives experiments the node itself; write a folder of your own, for example /data"
+    if settings.get("target"):
+        hidden = value.startswith(("/proc/", "/sys/"))
+        return f"nothing can be mounted there; write another place, for example {like}" if hidden else ""
+    if NODE_PLACES.match(value):
+        return f"it gives experiments the node itself; write a folder of your own, for example {like}"
     return ""
+
+
+def own_folder(value: Any, settings: Settings) -> str:
+    """A folder on this machine, of the operator's own: absolute, and a folder where it exists."""
+    example = settings.get("example", "'{{ inventory_dir }}/users'")
+    wrong = text(value, settings)
+    if wrong:
+        return wrong
+    place = Path(value)
+    if not place.is_absolute() or ".." in place.parts:
+        return f"it is another folder wherever make is run; write its whole path, for example {example}"
+    if str(place) in NODE_FOLDERS:
+        return f"it is a folder of the system; write one of your own, for example {example}"
+    try:
+        if place.exists() and not place.is_dir():
+            return f"it is a file on this machine; write the path of a folder, for example {example}"
+    except OSError as error:
+        return f"it cannot be a folder on this machine ({error.strerror}); write for example {example}"
+    return ""
+
+
+def key_file(value: Any, settings: Settings) -> str:
+    """A private key for SSH on this machine, whose path may start with ~; the agent of SSH may have it instead."""
+    wrong = text(value, {"example": "~/.ssh/id_ed25519"})
+    if wrong:
+        return wrong
+    try:
+        folder_ = Path(value).expanduser().is_dir()
+    except (OSError, RuntimeError, ValueError):
+        folder_ = False
+    return "it is a folder; write the path of the private key, for example ~/.ssh/id_ed25519" if folder_ else ""
 
 
 def controller_file(value: Any, settings: Settings) -> str:
@@ -305,8 +436,20 @@ def controller_file(value: Any, settings: Settings) -> str:
         return wrong
     place = Path(str(value))
     if not place.is_absolute():
-        return "it is another file in every folder; write its whole path, e.g. '{{ inventory_dir }}/files/ca.pem'"
+        like = settings.get("example", "{{ inventory_dir }}/files/ca.pem")
+        return f"it is another file in every folder; write its whole path, for example '{like}'"
     return _read(place)[1]
+
+
+def bundle(value: Any, settings: Settings) -> str:
+    """An archive with images on this machine. What is in it is read later."""
+    wrong = controller_file(value, settings)
+    try:
+        if wrong or tarfile.is_tarfile(str(value)):
+            return wrong
+    except OSError:
+        pass
+    return "it is not an archive; write the path of one that ansible/bundle.yml made, for example /srv/clearml-2.3.tar"
 
 
 def _read(place: Path) -> tuple[bytes, str]:
@@ -358,11 +501,36 @@ def pem_fault(content: bytes, what: str) -> str:
     return ""
 
 
+def ssh_key(value: Any, settings: Settings) -> str:
+    """The text of a private key for SSH, without a password; a path or a public key is found elsewhere."""
+    wrong = text(value, {"lines": True})
+    if wrong or "PRIVATE KEY-----" not in value:
+        return wrong
+    # As the role writes it.
+    content = f"{value.strip()}\n".encode(errors="replace")
+    load = load_ssh_private_key if b"BEGIN OPENSSH" in content else load_pem_private_key
+    try:
+        load(content, password=None)
+    except (UnsupportedAlgorithm, NotImplementedError):
+        return ""  # a kind that ssh may know
+    except TypeError:
+        return "it has a password, which nobody could type; write a key without one"
+    except ValueError as error:
+        if "password" in str(error).lower():
+            return "it has a password, which nobody could type; write a key without one"
+        return "it is damaged or cut off; write the whole text of the file, with its line breaks"
+    return ""
+
+
 def pem(value: Any, settings: Settings) -> str:
     """PEM: ``what`` (certificate, key), ``where`` (controller; node: read later, by SSH; text: the value itself)."""
     what, where = settings.get("what", "certificate"), settings.get("where", "controller")
     if where == "node":
-        return path(value, {"example": "/etc/ssl/certs/ca-certificates.crt"})
+        wrong = path(value, {"example": "/etc/ssl/certs/ca-certificates.crt"})
+        folders = {*NODE_FOLDERS, "/etc/pki", "/etc/ssl", "/etc/ssl/certs", "/etc/ssl/private"}
+        if not wrong and value in folders:
+            wrong = "it is a folder; write the path of a PEM file, for example /etc/ssl/certs/ca-certificates.crt"
+        return wrong
     if where == "text":
         wrong = text(value, {"lines": True})
         if wrong:
@@ -471,12 +639,16 @@ def host(value: Any, settings: Settings) -> str:
         return f"{why}; {help_}"
     if settings.get("domain") and ("." not in name or _ip(name) is not None):
         return f"it is not a domain's name; {help_}"
+    return _unreachable(name, bool(settings.get("reachable")))
+
+
+def _unreachable(name: str, others: bool) -> str:
+    """Return why a name or address leads nowhere; ``others``: other machines and containers must get there."""
     found = _ip(name)
-    if settings.get("reachable") and (
-        name.lower() == "localhost"
-        or name.lower().startswith("localhost.")
-        or (found is not None and (found.is_loopback() or found.is_multicast() or int(found) == 0))
-    ):
+    if found is not None and (found.is_multicast() or int(found) in (0, 2**32 - 1)):
+        return "no machine has this one; write the address that other machines use, for example '10.0.0.5'"
+    itself = name.lower() == "localhost" or name.lower().startswith("localhost.")
+    if others and (itself or (found is not None and found.is_loopback())):
         return (
             "for another machine or a container that is the machine or the container itself; write the address that "
             "other machines use, for example '10.0.0.5'"
@@ -492,11 +664,12 @@ def ssh_host(value: Any, settings: Settings) -> str:
     bare = value.strip("[]")
     if _is_ipv6(bare):
         return ""
-    if re.search(r"[\s/@]", value) or value.startswith("-") or ":" in value:
+    bare = value.removesuffix(".") if re.search(r"[^\W\d]", value) else value
+    if not re.fullmatch(r"\w([\w.+%-]*\w)?", bare) or ".." in value:
         return "write a name or an address alone, for example 10.0.0.5 (ansible_port and ansible_user hold the rest)"
     if re.fullmatch(r"[\d.]+", value) and host_fault(value):
         return f"{host_fault(value)}; write for example 10.0.0.5"
-    return ""
+    return _unreachable(value, False)
 
 
 def address(value: Any, settings: Settings) -> str:
@@ -541,7 +714,9 @@ def url(value: Any, settings: Settings) -> str:
         return f"its scheme is {parts.scheme!r}; write {wanted}, for example {example}"
     if "@" in parts.netloc and not settings.get("credentials"):
         return f"it has a user or a password in it, which others would see; {help_}"
-    if not (_is_ipv6(parts.hostname) and "[" in parts.netloc) and (why := host_fault(parts.hostname)):
+    bare = not (_is_ipv6(parts.hostname) and "[" in parts.netloc)
+    why = host_fault(parts.hostname) if bare else ""
+    if why or (why := _unreachable(parts.hostname, bool(settings.get("reachable"))).partition("; ")[0]):
         return f"its host is {parts.hostname!r}: {why}; {help_}"
     if parts.path.strip("/") and not settings.get("path"):
         return f"it has the path {parts.path!r}, and none is possible; {help_}"
@@ -564,16 +739,35 @@ def no_proxy(value: Any, settings: Settings) -> str:
     if wrong:
         return wrong
     for entry in (part.strip() for part in value.split(",")):
-        if re.search(r"\s|://", entry):
-            return f"{entry!r} is not one host; write names and addresses with commas between, for example {example}"
-        if "/" in entry:
+        if "/" in entry and "://" not in entry:
             try:
                 netaddr.IPNetwork(entry)
             except (netaddr.AddrFormatError, ValueError):
                 return f"{entry!r} is not a network; write for example 10.0.0.0/8"
-        elif re.fullmatch(r"\d+(\.\d+){3}", entry) and _ip(entry) is None:
-            return f"{entry!r} is not an IPv4 address; write for example 10.0.0.5"
+            continue
+        name = entry.removeprefix("*").rpartition(":")[0] if re.search(r"[^:]:\d+\Z", entry) else entry
+        if re.fullmatch(r"[\d.*-]+", name) and name != "*":
+            if _ip(name) is None:
+                return f"{entry!r} is not an IPv4 address; write for example 10.0.0.5, or a network such as 10.0.0.0/8"
+        elif entry and not _is_ipv6(re.sub(r"^\[(.*)\](:\d+)?$", r"\1", entry)) and not NO_PROXY.match(name):
+            return f"{entry!r} is not one host; write names and addresses with commas between, for example {example}"
     return ""
+
+
+def repository(value: Any, settings: Settings) -> str:
+    """Where git finds a repository: an address, HOST:PATH as SSH has it, or a path."""
+    example = "https://git.example.org/team/digits.git"
+    wrong = text(value, {"example": example})
+    if wrong:
+        return wrong
+    help_ = f"write an address such as {example}, git@git.example.org:team/digits.git or file:///opt/digits.git"
+    if value.startswith(("/", "file:///")):
+        return help_ if path(value.removeprefix("file://"), {}) else ""
+    if "://" not in value:
+        fits = re.fullmatch(r"([\w.-]+@)?([\w.-]+):[^\s:/][^\s]*", value)
+        return "" if fits and not host_fault(fits[2]) else help_
+    settings = {"schemes": ["https", "http", "ssh", "git"], "path": True, "credentials": True, "example": example}
+    return url(value, settings)
 
 
 def nfs(value: Any, settings: Settings) -> str:
@@ -583,30 +777,46 @@ def nfs(value: Any, settings: Settings) -> str:
     if wrong:
         return wrong
     server, _, export = value.partition(":/")
+    if export.startswith("/"):
+        return f"it has a scheme or two slashes; {help_}"
     if not export and not value.endswith(":/"):
         return help_
     why = "" if _is_ipv6(server.strip("[]")) and server.startswith("[") else host_fault(server)
     return f"its server is {server!r}: {why}; {help_}" if why else help_ if re.search(r"\s", export) else ""
 
 
-def image_fault(value: str) -> str:
-    """Return what keeps a text from being the reference of one image; empty for nothing."""
+def image_fault(value: str, *, tag: bool = True) -> str:
+    """Return what keeps a text from being the reference of one image; empty for nothing.
+
+    Args:
+        value: the text.
+        tag: whether it must say which one: by a tag or a digest. Without, Docker takes whatever is called latest.
+    """
+    if not value.strip():
+        return "there is no image"
     if re.search(r"\s", value):
         return "it holds a space"
     if value.startswith("-"):
         return "it is an option, not an image"
     if "://" in value:
         return "it has a scheme"
-    try:
-        found = Reference.parse_normalized_named(value)
-    except InvalidReference as error:
-        if value.lower() != value and not image_fault(value.lower()):
+    if policy.image_problem(value):
+        if value.lower() != value and not policy.image_problem(value.lower()):
             return "names of images are lower case"
-        return str(error).removeprefix("invalid reference format: ")
-    except (ValueError, TypeError):
-        return "it is not the name of an image"
-    domain = str(found.string()).split("/")[0].split(":")[0]
-    return host_fault(domain) if re.fullmatch(r"[0-9.]+", domain) else ""
+        if "{" in value:
+            return "it has a placeholder that nothing fills in"
+        return "it is not the name of one image"
+    first, slash, rest = value.partition("/")
+    domain, _, port_ = first.partition(":")
+    if re.fullmatch(r"[0-9.]+", domain) and slash and host_fault(domain):
+        return host_fault(domain)
+    if not slash and port_.isdigit() and int(port_) > 99 and ("." in domain or domain == "localhost"):
+        return "it is a registry without an image"
+    if slash and port_ and port(port_, {}):
+        return f"{port_!r} is not a port"
+    if tag and "@" not in value and ":" not in (rest or value).rpartition("/")[2]:
+        return "it has no tag, so it may be another image every day"
+    return ""
 
 
 def image(value: Any, settings: Settings) -> str:
@@ -630,26 +840,82 @@ def registry(value: Any, settings: Settings) -> str:
     if "://" in value:
         return help_
     why = host(place, {"port": True, "example": example})
-    if not why and rest and image_fault(f"x.example.org/{rest}"):
+    if not why and (place != value) and (":" in rest or image_fault(f"x.example.org/{rest}", tag=False)):
         why = f"{rest!r} is not a folder of images; {help_}"
     return why if not why or why.endswith(help_) else f"{why.partition('; ')[0]}; {help_}"
 
 
 def mongo(value: Any, settings: Settings) -> str:
-    """The address of a MongoDB, which may name several hosts."""
+    """The address of a MongoDB, which may name several hosts. Never tells the value."""
+    help_ = "write it like mongodb://USER:PASSWORD@host1,host2/?replicaSet=rs0"
     wrong = text(value, settings)
-    if wrong or re.fullmatch(r"mongodb(\+srv)?://[^/?\s]+/?(\?\S*)?", value):
+    if wrong:
         return wrong
-    return "write it like mongodb://USER:PASSWORD@host1,host2/?replicaSet=rs0"
+    parts = re.fullmatch(r"mongodb(\+srv)?://(?:([^@/?\s]*)@)?([^@/?\s]+)(/[^?\s]*)?(\?\S*)?", value)
+    if not parts:
+        many = value.count("@") > 1
+        return f"in a user or a password, @ / ? : are written as %40 %2F %3F %3A; {help_}" if many else help_
+    for each in parts[3].split(","):
+        name, _, number_ = each.partition(":")
+        if host_fault(name) or (number_ and port(number_, {})) or each.endswith(":"):
+            return f"one of its hosts or ports is not one; {help_}"
+    return ""
 
 
 # --- other things ----------------------------------------------------------------------------------------------------
 
 
+def plugin(value: Any, settings: Settings) -> str:
+    """The name of one of Ansible's plugins: ``of`` is connection or become."""
+    wrong = text(value, settings)
+    if wrong:
+        return wrong
+    kind = settings.get("of", "connection")
+    loader = {"connection": connection_loader, "become": become_loader}[kind]
+    known = value in ("smart", "paramiko") or loader.find_plugin_with_context(value).resolved
+    return "" if known else f"Ansible has no such {kind} plugin; write for example {settings.get('example', 'ssh')}"
+
+
+def daemon_key(value: Any, settings: Settings) -> str:
+    """A key of Docker's daemon.json that is not another variable's."""
+    others = {
+        "live-restore": "docker_engine_live_restore",
+        "registry-mirrors": "docker_engine_registry_mirrors",
+    }
+    if isinstance(value, str) and value in others:
+        return f"the key is the role's own; write {others[value]} instead"
+    if isinstance(value, str) and re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", value):
+        return ""
+    return "keys of daemon.json are small letters and hyphens; write for example data-root"
+
+
+def key_source(value: Any, settings: Settings) -> str:
+    """The key of an apt repository: an address, a path on the host, or the key itself."""
+    wrong = text(value, {"lines": True})
+    if wrong or "BEGIN PGP PUBLIC KEY BLOCK" in value:
+        return wrong
+    if value.startswith("/") and not path(value, {}):
+        return ""
+    good = "://" in value and not url(value, {"path": True, "query": True, "credentials": True})
+    return (
+        ""
+        if good
+        else "write its address, its path on the host, or the key itself (-----BEGIN PGP PUBLIC KEY BLOCK-----)"
+    )
+
+
 KINDS: dict[str, Callable[[Any, Settings], str]] = {
     "address": address,
+    "bucket": _grammar(
+        re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}\Z"), "write the name of the bucket alone, for example artifacts"
+    ),
+    "bundle": bundle,
     "container_name": _grammar(DOCKER_NAME, "write letters, digits, . _ and - only, for example bridge"),
     "controller_file": controller_file,
+    "daemon_key": daemon_key,
+    "debian_package": _grammar(
+        re.compile(r"[a-z0-9][a-z0-9+.-]+\Z"), "write the name of a package, for example nvidia-driver"
+    ),
     "email": _grammar(re.compile(r"[^@\s]+@[^@\s.]+(\.[^@\s.]+)*\Z"), "write an address such as 'alice@example.org'"),
     "folder": folder,
     "gpu": gpu,
@@ -659,6 +925,8 @@ KINDS: dict[str, Callable[[Any, Settings], str]] = {
     "image_pattern": _grammar(
         re.compile(r"[^\s-]\S*\Z"), "write images or patterns without spaces, for example team/*"
     ),
+    "key_file": key_file,
+    "key_source": key_source,
     "known_hosts": known_hosts,
     "login": _grammar(
         LOGIN, "write letters, digits, . _ @ - only, first a letter or digit (a number in quotes), for example 'alice'"
@@ -672,16 +940,29 @@ KINDS: dict[str, Callable[[Any, Settings], str]] = {
     "option": _grammar(
         re.compile(r"\S[^\n]*\Z"), "write one argument of docker run, for example '--ulimit=memlock=-1'"
     ),
+    "option_name": option_name,
+    "own_folder": own_folder,
     "path": path,
     "pattern": pattern,
     "pem": pem,
+    "plugin": plugin,
     "port": port,
+    "queue": _grammar(
+        QUEUE, "write three or more letters, digits, - and _, first a letter or digit, for example 'all_gpus'"
+    ),
     "registry": registry,
+    "release": _grammar(re.compile(r"[a-z][a-z0-9-]*\Z"), "write the code name of a release, for example bookworm"),
+    "repository": repository,
+    "service": _grammar(
+        re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,127}\Z"),
+        "write a letter and then letters, digits, _ and -, for example agent_train01",
+    ),
     "size": size,
     "ssh_host": ssh_host,
+    "ssh_key": ssh_key,
     "tag": _grammar(re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}\Z"), "write an image's tag, for example 0.1.0"),
     "text": text,
-    "unix_name": _grammar(UNIX_NAME, "write a name of small letters, digits, _ and -, for example datasets"),
+    "unix_name": unix_name,
     "url": url,
     "word": _grammar(re.compile(r"\S+\Z"), "write it without spaces"),
 }
@@ -736,8 +1017,13 @@ def _walk(place: str, option: Mapping[str, Any], value: Any) -> Iterator[Found]:
         item = {"type": option.get("elements", "raw"), "required": True}
         item["rule"] = {key: setting for key, setting in rule.items() if key != "like"}
         item |= {key: option[key] for key in ("options", "choices", "no_log") if key in option}
+        fine = True
         for position, entry in enumerate(value):
-            yield from _walk(f"{place}[{position}]", item, entry)
+            for found in _walk(f"{place}[{position}]", item, entry):
+                fine = False
+                yield found
+        if fine and rule.get("kind") == "option" and (told := options(value)):
+            yield place, state, told, False
     elif kind == "dict":
         if isinstance(value, Mapping):
             yield from _walk_keys(place, option, value)
@@ -756,6 +1042,7 @@ def _walk_leaf(place: str, option: Mapping[str, Any], value: Any, state: str) ->
         if (may_be_empty and not rule.get("filled")) or option.get("no_log"):
             return  # a secret that is missing is found with the other secrets
         told = KINDS[rule["kind"]]("", rule).rpartition("; ")[2] if "kind" in rule else ""
+        told += _like(option) if told and "for example" not in told else ""
         yield place, "is empty", told or f"write {_what(kind)}{_like(option)}", False
         return
     if kind in ("int", "float"):
@@ -768,13 +1055,15 @@ def _walk_leaf(place: str, option: Mapping[str, Any], value: Any, state: str) ->
     if kind in ("str", "path") or "kind" in rule:
         told = KINDS[rule.get("kind", "text")](value, rule)
         if told:
-            if option.get("no_log") and (not isinstance(value, str) or value in told):
+            if option.get("no_log") and not isinstance(value, str):
                 told = f"write text, in quotes{_like(option)}"
+            elif option.get("no_log") and len(value) > 3 and value in told.replace("mongodb://", ""):
+                told = f"write something else{_like(option)}"
             right = _number(value) is not None if kind in ("int", "float") else isinstance(value, str)
             yield place, state, told, kind == "raw" or not right
             return
-    # What Ansible itself says when the role starts.
-    if ArgumentSpecValidator({"value": {"type": kind}}).validate({"value": value}).error_messages:
+    # What Ansible itself says when the role starts; to it nothing is anything.
+    if value is None or ArgumentSpecValidator({"value": {"type": kind}}).validate({"value": value}).error_messages:
         yield place, state, f"write {_what(kind)}{_like(option)}", True
 
 
@@ -782,7 +1071,11 @@ def _walk_keys(place: str, option: Mapping[str, Any], value: Mapping[Any, Any]) 
     options = option.get("options") or {}
     each = option.get("rule", {}).get("each")
     if each:
+        keys = {"kind": "text", **option["rule"].get("keys", {})}
         for key, entry in value.items():
+            if told := KINDS[keys["kind"]](key, keys):
+                yield place, f"has the key {shown(key)}", told, not isinstance(key, str)
+                continue
             yield from _walk(f"{place}.{key}", {"required": True, **each}, entry)
     if not options:
         return

@@ -20,7 +20,7 @@ __all__ = ["FilterModule"]
 SIZE = re.compile(r"(\d+(?:\.\d+)?)([kmgt]?)(?:i?b)?\Z", re.IGNORECASE)
 UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 PIN = re.compile(r"(clearml|dvc)-[0-9a-f]{32}\Z")
-NFS = re.compile(r"[A-Za-z0-9.\[\]:_-]+:/\S*\Z")
+NFS = re.compile(r"[A-Za-z0-9.\[\]:_-]+:/(?!/)\S*\Z")
 
 
 def _size(value: str) -> int | None:
@@ -50,10 +50,13 @@ def _mount_problems(settings: Mapping[str, Any], paths: Mapping[str, str], surve
     problems = []
     mounts = [str(mount) for mount in settings["mounts"]]
     nfs = settings["nfs"]
+    strange = [mount for mount in mounts if not mount.startswith("/") or mount == "/" or mount.endswith("/")]
+    if strange and not survey:
+        return []  # told as what it is, and nothing can lie below it
     for mount in mounts:
-        if not mount.startswith("/") or mount == "/" or mount.endswith("/"):
+        if mount in strange:
             problems.append(f"dataset_cache_mounts has {mount!r}; write the mount point of a disk, e.g. /data")
-        elif not nfs and mount not in survey["mounted"]:
+        elif not nfs and "mounted" in survey and mount not in survey["mounted"]:
             problems.append(
                 f"dataset_cache_mounts has {mount!r}, where no disk is mounted, so the cache would fill the disk of "
                 "the system; mount it (/etc/fstab), or write where it is mounted"
@@ -66,7 +69,7 @@ def _mount_problems(settings: Mapping[str, Any], paths: Mapping[str, str], surve
                 f"{mounts[0] + '/' + PurePosixPath(paths[variable]).name!r}"
             )
     if nfs:
-        if not NFS.match(nfs):
+        if not NFS.match(nfs) and survey:
             problems.append(
                 f"dataset_cache_nfs is {nfs!r}; write server and export, e.g. nas.example.org:/export/datasets"
             )
@@ -75,7 +78,7 @@ def _mount_problems(settings: Mapping[str, Any], paths: Mapping[str, str], surve
                 f"dataset_cache_nfs is {nfs!r}, and dataset_cache_mounts has {len(mounts)} entries; write the one "
                 "folder where it is to be mounted, e.g. [/data]"
             )
-        elif survey["mounted"].get(mounts[0], nfs) != nfs:
+        elif survey.get("mounted", {}).get(mounts[0], nfs) != nfs:
             problems.append(
                 f"dataset_cache_nfs is {nfs!r}, but at {mounts[0]!r} there is {survey['mounted'][mounts[0]]!r} "
                 "already; unmount it, or write another folder into dataset_cache_mounts"
@@ -83,7 +86,8 @@ def _mount_problems(settings: Mapping[str, Any], paths: Mapping[str, str], surve
         if settings["pruner_enabled"] and settings["pruner_host"] not in settings["hosts"]:
             problems.append(
                 f"dataset_cache_pruner_host is {settings['pruner_host']!r}, but a cache that several nodes share needs "
-                f"one that prunes it; write one of {', '.join(settings['hosts'])}"
+                f"one that prunes it; write one of {', '.join(settings['hosts'][:5])}"
+                f"{', ...' if len(settings['hosts']) > 5 else ''}"
             )
         if settings["keep_hours"] < 168:
             problems.append(
@@ -145,11 +149,12 @@ def dataset_cache_problems(settings: Mapping[str, Any], survey: Mapping[str, Any
 
     Args:
         settings: the role's variables, as tasks/validate.yml gives them.
-        survey: from ``dataset_cache_survey``.
+        survey: from ``dataset_cache_survey``; empty where the host was not asked yet.
         host: the node, as the inventory names it.
     """
     paths = {variable: str(path) for variable, path in settings["paths"].items()}
-    problems = _path_problems(paths, survey)
+    # Without a survey the paths and sizes are told as what they are, with those of the other roles.
+    problems = _path_problems(paths, survey) if survey else []
     # What follows talks about the disks of these paths.
     problems = problems or _mount_problems(settings, paths, survey) + _limit_problems(settings, survey)
     for pin in settings["pins"]:
