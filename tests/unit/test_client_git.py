@@ -1,20 +1,24 @@
-"""What is recorded of a working directory makes it again, and what a remote does not have is refused with the reason."""
+"""What is recorded of a working directory makes it again; what a remote does not have is refused with the reason."""
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import shutil
+import socket
 import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from clearml.backend_interface.task.repo.detectors import GitDetector
 from clearml_client import _sdk
 from clearml_client._git import reasons_not_reproducible
+from test_client_core import Site, server, site
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))
+__all__ = ["server", "site"]
 
 
 class Repository:
@@ -93,7 +97,7 @@ def content(folder: Path) -> dict[str, tuple[str, bytes, bool]]:
         if name.split("/")[0] == ".git" or (path.is_dir() and not path.is_symlink()):
             continue
         if path.is_symlink():
-            found[name] = ("link", os.fsencode(os.readlink(path)), False)
+            found[name] = ("link", os.fsencode(path.readlink()), False)
         else:
             found[name] = ("file", path.read_bytes(), os.access(path, os.X_OK))
     return found
@@ -110,7 +114,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:
     return Repository(tmp_path)
 
 
-# --- what is recorded makes what is here -------------------------------------------------------------------------------
+# --- what is recorded makes what is here -----------------------------------------------------------------------------
 
 Case = Callable[[Repository], object]
 
@@ -369,3 +373,444 @@ def test_a_sparse_checkout_deletes_nothing(repository: Repository) -> None:
     made = content(repository.as_an_agent_makes_it(repository.recorded()))
     assert made["train.py"][1] == b"print('new')\n"
     assert "part/notes.txt" in made
+
+
+# --- what remotes have -----------------------------------------------------------------------------------------------
+
+
+def other_bare(at: Repository, name: str) -> Path:
+    path = at.folder / f"{name}.git"
+    run("git", "init", "--quiet", "--bare", "--initial-branch=main", path)
+    return path
+
+
+def add_submodule(at: Repository, name: str = "part/sub", nested: bool = False) -> Repository:
+    """Add a submodule of a repository of its own, which may have one itself; return it where it is checked out."""
+    (at.folder / name.replace("/", "-")).mkdir()
+    source = Repository(at.folder / name.replace("/", "-"))
+    source.git("push", "--quiet", "origin", "main")
+    if nested:
+        add_submodule(source, "deep")
+    at.git("-c", "protocol.file.allow=always", "submodule", "--quiet", "add", f"file://{source.bare}", name)
+    at.git("-c", "protocol.file.allow=always", "submodule", "--quiet", "update", "--init", "--recursive")
+    at.commit("Add a submodule")
+    source.tree = at.tree / name
+    return source
+
+
+def fork_only(at: Repository) -> None:
+    at.git("remote", "add", "fork", f"file://{other_bare(at, 'fork')}")
+    edited(at)
+    at.commit(push=False)
+    at.git("push", "--quiet", "fork", "main")
+
+
+def branch_deleted(at: Repository) -> None:
+    at.git("checkout", "--quiet", "-b", "topic")
+    edited(at)
+    at.commit()
+    run("git", "-C", at.bare, "branch", "-D", "topic")
+
+
+def force_pushed(at: Repository) -> None:
+    old = at.git("rev-parse", "HEAD").strip()
+    edited(at)
+    at.commit()
+    run("git", "-C", at.bare, "update-ref", "refs/heads/main", old)
+
+
+def colleague_pushed_on(at: Repository) -> None:
+    other = at.folder / "colleague"
+    run("git", "clone", "--quiet", at.bare, other)
+    edited(at)
+    at.commit()
+    run("git", "-C", other, "pull", "--quiet")
+    (other / "more.txt").write_text("x\n")
+    run("git", "-C", other, "add", ".")
+    run("git", "-C", other, "commit", "--quiet", "--message=More")
+    run("git", "-C", other, "push", "--quiet", "origin", "main")
+
+
+def pushed_from_elsewhere(at: Repository) -> None:
+    """The commit is at the remote, and no ref here says so."""
+    edited(at)
+    at.commit()
+    at.git("update-ref", "-d", "refs/remotes/origin/main")
+
+
+def tagged_only(at: Repository) -> None:
+    at.git("checkout", "--quiet", "--detach")
+    edited(at)
+    at.commit(push=False)
+    at.git("tag", "--annotate", "--message=x", "v1")
+    at.git("push", "--quiet", "origin", "v1")
+    at.git("tag", "--delete", "v1")
+
+
+def upstream_is_fork(at: Repository) -> None:
+    fork_only(at)
+    at.git("branch", "--set-upstream-to=fork/main")
+
+
+def upstream_is_here(at: Repository) -> None:
+    at.git("checkout", "--quiet", "-b", "topic", "--track", "main")
+
+
+def renamed_remote(at: Repository) -> None:
+    at.git("remote", "rename", "origin", "company")
+
+
+def instead_of(at: Repository) -> None:
+    at.git("config", f"url.file://{at.folder}/.insteadOf", "company:")
+    at.git("remote", "set-url", "origin", "company:bare.git")
+
+
+def push_elsewhere(at: Repository) -> None:
+    at.git("config", "remote.origin.pushurl", f"file://{other_bare(at, 'push')}")
+    edited(at)
+    at.commit()
+
+
+def relative(at: Repository) -> None:
+    at.git("remote", "set-url", "origin", "../bare.git")
+
+
+def again(at: Repository, *words: str) -> None:
+    """Clone it anew, with options."""
+    shutil.rmtree(at.tree)
+    run("git", "clone", "--quiet", *words, f"file://{at.bare}", at.tree)
+
+
+def shallow_behind(at: Repository) -> None:
+    again(at, "--depth=1")
+    colleague_pushed_on(at)
+
+
+def single_branch(at: Repository) -> None:
+    at.git("push", "--quiet", "origin", "main:other")
+    again(at, "--single-branch", "--branch=other")
+    at.git("checkout", "--quiet", "-b", "mine")
+    edited(at)
+    at.commit()
+    at.git("config", "--unset-all", "remote.origin.fetch")
+
+
+def partial_clone(at: Repository) -> None:
+    run("git", "-C", at.bare, "config", "uploadpack.allowFilter", "true")
+    again(at, "--filter=blob:none")
+    edited(at)
+
+
+def worktree(at: Repository) -> None:
+    at.git("worktree", "add", "--quiet", at.folder / "second", "-b", "second")
+    at.tree = at.folder / "second"
+    edited(at)
+
+
+def untracked_in_submodule(at: Repository) -> None:
+    add_submodule(at).write("new.py", "x = 1\n")
+
+
+def ignored_by_setting(at: Repository) -> None:
+    add_submodule(at).write("train.py", "changed\n")
+    at.git("config", "submodule.part/sub.ignore", "all")
+    at.git("config", "diff.ignoreSubmodules", "all")
+
+
+def hidden_in_submodule(at: Repository) -> None:
+    sub = add_submodule(at)
+    sub.write("train.py", "changed\n")
+    sub.git("update-index", "--assume-unchanged", "train.py")
+
+
+def staged_in_submodule(at: Repository) -> None:
+    sub = add_submodule(at)
+    sub.write("new.py", "x = 1\n")
+    sub.git("add", "new.py")
+
+
+def untracked_in_nested(at: Repository) -> None:
+    add_submodule(at, nested=True).write("deep/new.py", "x = 1\n")
+
+
+def changed_in_nested(at: Repository) -> None:
+    add_submodule(at, nested=True).write("deep/train.py", "x = 1\n")
+
+
+def submodule_unpushed(at: Repository) -> None:
+    sub = add_submodule(at)
+    sub.write("train.py", "x = 1\n")
+    sub.commit(push=False)
+    at.commit()
+
+
+def submodule_moved_on(at: Repository) -> None:
+    sub = add_submodule(at)
+    sub.write("train.py", "x = 1\n")
+    sub.commit(push=False)
+
+
+def submodule_added(at: Repository) -> None:
+    add_submodule(at)
+    at.git("reset", "--quiet", "--soft", "HEAD~1")
+    at.git("push", "--quiet", "--force", "origin", "main")
+
+
+def submodule_gone(at: Repository) -> None:
+    shutil.rmtree(add_submodule(at).bare)
+
+
+def embedded(at: Repository) -> None:
+    run("git", "clone", "--quiet", at.bare, at.tree / "inner")
+    at.commit()
+
+
+def submodule_elsewhere(at: Repository) -> None:
+    """Here its remote is another one than what .gitmodules says."""
+    sub = add_submodule(at)
+    sub.git("remote", "set-url", "origin", f"file://{other_bare(at, 'mine')}")
+    sub.write("train.py", "x = 1\n")
+    sub.commit(push=False)
+    sub.git("push", "--quiet", "origin", "HEAD:main")
+    at.commit()
+
+
+def relative_submodule(at: Repository) -> None:
+    add_submodule(at)
+    at.git("config", "--file", ".gitmodules", "submodule.part/sub.url", "../part-sub/bare.git")
+    at.commit()
+
+
+def submodule_not_fetched(at: Repository) -> None:
+    add_submodule(at)
+    at.git("submodule", "deinit", "--force", "--all")
+
+
+def lfs(at: Repository) -> None:
+    at.git("config", "filter.lfs.clean", "sha256sum")
+    at.git("config", "filter.lfs.smudge", "tr a b")
+    at.write(".gitattributes", "*.dat filter=lfs\n")
+    at.write("x.dat", "a\n")
+    at.commit()
+    at.write("x.dat", "aa\n")
+
+
+def binary(at: Repository) -> None:
+    at.write("weights.bin", b"\0\1")
+    at.commit()
+    at.write("weights.bin", b"\0\2")
+
+
+GONE = "is in no branch of the remote, agents could not fetch it: `git push origin"
+
+REMOTES: dict[str, tuple[Case, str | None]] = {
+    "at a second remote only": (fork_only, GONE),
+    "a deleted branch": (branch_deleted, "which had it when it was fetched last"),
+    "force-pushed": (force_pushed, GONE),
+    "a colleague pushed on": (colleague_pushed_on, None),
+    "no ref here": (pushed_from_elsewhere, None),
+    "a tag only": (tagged_only, None),
+    "the branch follows a fork": (upstream_is_fork, None),
+    "the branch follows one here": (upstream_is_here, "would record the remote '.', which only this machine can read"),
+    "another name": (renamed_remote, None),
+    "insteadOf": (instead_of, None),
+    "pushed elsewhere": (push_elsewhere, GONE),
+    "a relative path": (relative, "would record the remote '../bare.git'"),
+    "shallow": (lambda at: again(at, "--depth=1"), None),
+    "shallow and behind": (shallow_behind, None),
+    "a single branch": (single_branch, None),
+    "a partial clone": (partial_clone, None),
+    "a worktree": (worktree, None),
+    "a submodule": (add_submodule, None),
+    "nested submodules": (lambda at: add_submodule(at, nested=True), None),
+    "a relative submodule": (relative_submodule, None),
+    "a submodule that is not here": (submodule_not_fetched, None),
+    "untracked in a submodule": (untracked_in_submodule, "git does not track part/sub/new.py (in the submodule part"),
+    "untracked in a nested one": (untracked_in_nested, "git does not track part/sub/deep/new.py"),
+    "ignored by a setting": (ignored_by_setting, "the submodule part/sub has changed"),
+    "hidden in a submodule": (hidden_in_submodule, "the submodule part/sub has changed"),
+    "staged in a submodule": (staged_in_submodule, "the submodule part/sub has changed"),
+    "changed in a nested one": (changed_in_nested, "the submodule part/sub/deep has changed"),
+    "a submodule's commit is here only": (submodule_unpushed, "of the submodule part/sub is in no branch of file://"),
+    "a submodule's remote here is another": (submodule_elsewhere, "of the submodule part/sub is in no branch of"),
+    "a submodule has moved on": (submodule_moved_on, "the submodule part/sub has changed"),
+    "a submodule is new": (submodule_added, "the submodule part/sub has changed"),
+    "a submodule's remote is gone": (submodule_gone, "of the submodule part/sub could not be asked"),
+    "a repository inside": (embedded, "inner is a repository of its own inside this one"),
+    "a filter": (lfs, "x.dat is stored by a filter"),
+    "a binary": (binary, "the changed binary weights.bin cannot travel in a diff"),
+}
+
+
+@pytest.mark.parametrize(("case", "told"), REMOTES.values(), ids=REMOTES.keys())
+def test_the_remote_is_asked(repository: Repository, case: Case, told: str | None) -> None:
+    case(repository)
+    reasons = reasons_not_reproducible(repository.tree)
+    if told is None:
+        assert reasons == []
+    else:
+        (reason,) = reasons
+        assert told in reason
+
+
+def test_which_remote_has_it_is_said(repository: Repository) -> None:
+    fork_only(repository)
+    (reason,) = reasons_not_reproducible(repository.tree)
+    assert "which an experiment records; fork may have it" in reason
+
+
+@pytest.fixture
+def silent() -> Iterator[int]:
+    """A port where somebody listens and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.mark.parametrize("scheme", ["git", "http", "ssh"])
+def test_a_remote_that_says_nothing_is_given_up(
+    repository: Repository, silent: int, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    """What git has started holds its pipes: it has to end too, or this waits for ever."""
+    monkeypatch.setattr("clearml_client._git._remote.ASK_SECONDS", 0.5)
+    repository.git("remote", "set-url", "origin", f"{scheme}://127.0.0.1:{silent}/x.git")
+    (reason,) = reasons_not_reproducible(repository.tree)
+    assert "could not be asked whether it has the commit (git ls-remote took more than" in reason
+    assert reasons_not_reproducible(repository.tree, ask=False) == []
+
+
+def test_a_remote_that_is_not_there_is_told_without_its_password(repository: Repository) -> None:
+    repository.git("remote", "set-url", "origin", "http://me:secret@127.0.0.1:1/x.git")
+    (reason,) = reasons_not_reproducible(repository.tree)
+    assert "the remote origin (http://127.0.0.1:1/x.git) could not be asked" in reason
+    assert "secret" not in reason
+
+
+def test_the_person_s_own_ssh_is_used(repository: Repository, tmp_path: Path) -> None:
+    program = tmp_path / "ssh"
+    program.write_text(f'#!/bin/sh\necho "$@" >{tmp_path}/called\nexec git-upload-pack {repository.bare}\n')
+    program.chmod(0o755)
+    repository.git("config", "core.sshCommand", str(program))
+    repository.git("remote", "set-url", "origin", "git@example.org:team/x.git")
+    assert reasons_not_reproducible(repository.tree) == []
+    assert "BatchMode=yes" in (tmp_path / "called").read_text()
+
+
+def test_what_git_refuses_to_read_is_told_as_such(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    (reason,) = reasons_not_reproducible(repository.tree)
+    assert "dubious ownership" in reason
+
+
+def test_without_git_it_is_told(repository: Repository, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (reason,) = reasons_not_reproducible(repository.tree)
+    assert "there is no git on this machine: install it" in reason
+
+
+# --- into the queue --------------------------------------------------------------------------------------------------
+
+SCRIPT = "init_clearml('code', project='team/training', queue='all_gpus')\nprint('trained here')\n"
+
+
+def applied(site: Site, script: dict[str, Any]) -> bytes:
+    """Return the script that an agent would run of what the server has."""
+    clone = site.folder / "clone"
+    run("git", "clone", "--quiet", script["repository"], clone)
+    run("git", "-C", clone, "checkout", "--quiet", script["version_num"])
+    if script.get("diff"):
+        assert script["diff"].startswith("diff "), script["diff"]
+        data = script["diff"].encode() + b"\n"
+        subprocess.run(["git", "-C", clone, "apply", "--unidiff-zero"], input=data, check=True)
+    return (clone / script["working_dir"] / script["entry_point"]).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "variables"),
+    [
+        ("latin-1", {}),
+        ("color.ui", {}),
+        ("assume-unchanged", {}),
+        ("", {"GIT_EXTERNAL_DIFF": "true"}),
+        ("", {"GIT_DIR": "/nowhere"}),
+        ("", {"CLEARML_VCS_DIFF": base64.b64encode(b"diff --git a/x b/x\n").decode()}),
+    ],
+)
+def test_the_server_has_what_is_here(site: Site, spoil: str, variables: dict[str, str]) -> None:
+    (site.tree / "notes.txt").write_bytes("gr\xfcn\n".encode("latin-1"))
+    site.write(SCRIPT)
+    site.write(SCRIPT + "# new\n", push=False)
+    if spoil == "latin-1":
+        (site.tree / "notes.txt").write_bytes("bl\xe4ulich\n".encode("latin-1"))
+    elif spoil == "color.ui":
+        site.git("config", "color.ui", "always")
+    elif spoil:
+        site.git("update-index", "--assume-unchanged", "train.py")
+    code, out, err = site.run(**variables)
+    assert code == 0, err
+    assert "trained here" not in out
+    assert "Can't get diff information" not in out + err
+    assert "is a folder: the nodes of the queue need it in the same place" in err
+    (task,) = site.tasks()
+    assert task["status"] == "queued"
+    assert applied(site, task["script"]) == (site.tree / "train.py").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        ("another commit", "CLEARML_VCS_COMMIT_ID and the like change what is recorded, unset them"),
+        ("another remote", "could not be asked whether it has the commit"),
+        ("another script", "the script other.py is not a file of the repository"),
+        ("no diffs", "sdk.development.store_uncommitted_code_diff of clearml.conf"),
+        ("the script alone", "no repository was recorded, but the script alone"),
+    ],
+)
+def test_what_was_recorded_otherwise_is_refused_and_deleted(site: Site, spoil: str, told: str) -> None:
+    site.write(SCRIPT)
+    site.git("commit", "--quiet", "--allow-empty", "--message=Second")
+    site.git("push", "--quiet", "origin", "main")
+    head = "from clearml import Task\nTask.force_store_standalone_script()\n" if spoil == "the script alone" else ""
+    site.write("# new\n" + head + SCRIPT, push=False)
+    variables = {}
+    if spoil == "no diffs":
+        path = site.folder / "clearml.conf"
+        values = json.loads(path.read_text())
+        values["sdk"]["development"] = {"store_uncommitted_code_diff": False}
+        path.write_text(json.dumps(values))
+    elif spoil != "the script alone":
+        address = "file:///nowhere.git" if spoil == "another remote" else f"file://{site.bare}"
+        commit = run("git", "-C", site.tree, "rev-parse", "HEAD").strip()
+        variables = {
+            "CLEARML_VCS_REPO_URL": address,
+            "CLEARML_VCS_COMMIT_ID": "0" * 40 if spoil == "another commit" else commit,
+            "CLEARML_VCS_BRANCH": "main",
+            "CLEARML_VCS_ROOT": str(site.tree),
+            "CLEARML_VCS_ENTRY_POINT": "other.py" if spoil == "another script" else "train.py",
+        }
+    code, out, err = site.run(**variables)
+    assert code == 1
+    assert "what was recorded is not the code that is here" in err
+    assert told in err
+    assert "trained here" not in out
+    assert site.tasks() == []
+
+
+def test_an_ignored_script_is_refused(site: Site) -> None:
+    (site.tree / ".gitignore").write_text("train.py\n")
+    site.write(SCRIPT)
+    code, _, err = site.run()
+    assert code == 1
+    assert "the script train.py is ignored by git, agents do not get it: `git add --force train.py`" in err
+    assert site.tasks() == []
+
+
+def test_a_run_that_stays_here_asks_no_remote(site: Site) -> None:
+    site.write(SCRIPT.replace(", queue='all_gpus'", ""))
+    site.git("remote", "set-url", "origin", "http://127.0.0.1:1/x.git")
+    site.write(SCRIPT.replace(", queue='all_gpus'", "") + "# new\n", push=False)
+    site.git("config", "color.ui", "always")
+    code, _, err = site.run()
+    assert code == 0, err
+    assert "cannot be reproduced" not in err
+    (task,) = site.tasks()
+    assert task["script"]["diff"].startswith("diff --git a/train.py b/train.py\n")

@@ -155,7 +155,8 @@ def holds(code: Code, path: str) -> bool:
     """Tell whether the tree has a file at a path from its top."""
     try:
         with Scratch(code.root) as scratch:
-            return scratch.has(code.tree, path)
+            made, _ = scratch.applied(code.commit, code.diff)  # the tree is not in the repository itself
+            return made is not None and scratch.has(made, path)
     except UnreadableError:
         return False
 

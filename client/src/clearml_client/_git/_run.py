@@ -12,7 +12,7 @@ import signal
 import subprocess
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Dict, Iterator, List, Mapping, NamedTuple, Optional
+from typing import Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence
 
 __all__ = ["TIMEOUT", "Done", "git", "names", "own_repository", "remote_environment", "run"]
 
@@ -111,11 +111,11 @@ def run(
         out, complaint = process.communicate(data, timeout=timeout)
     except subprocess.TimeoutExpired:
         _end(process, group=not interactive)
-        return Done(-1, b"", "git {} took more than {:.0f} s".format(words[0], timeout))
+        return Done(-1, b"", "git {} took more than {:g} s".format(_command(words), timeout))
     except BaseException:
         _end(process, group=not interactive)
         raise
-    return Done(process.returncode, out, _line(complaint, words[0]) if process.returncode else "")
+    return Done(process.returncode, out, _line(complaint, _command(words)) if process.returncode else "")
 
 
 def git(folder: Path, *words: str) -> Optional[str]:
@@ -187,6 +187,14 @@ def _end(process: "subprocess.Popen[bytes]", *, group: bool) -> None:
         if pipe is not None:
             pipe.close()
     process.wait()
+
+
+def _command(words: Sequence[str]) -> str:
+    """Return git's command, which stands behind settings (``-c``)."""
+    start = 0
+    while words[start] == "-c":
+        start += 2
+    return words[start]
 
 
 def _line(complaint: bytes, command: str) -> str:
