@@ -16,6 +16,7 @@ import pytest
 from clearml.backend_interface.task.repo.detectors import GitDetector
 from clearml_client import _sdk
 from clearml_client._git import reasons_not_reproducible
+from clearml_client._remote_code import missing_code
 from test_client_core import Site, server, site
 
 __all__ = ["server", "site"]
@@ -324,6 +325,19 @@ def test_an_agent_makes_what_is_here(repository: Repository, case: Case) -> None
         made = {name: (kind, data.replace(b"\r\n", b"\n"), mode) for name, (kind, data, mode) in made.items()}
         expected = {name: (kind, data.replace(b"\r\n", b"\n"), mode) for name, (kind, data, mode) in expected.items()}
     assert made == expected
+
+
+def test_what_was_recorded_is_raised_again(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    every_kind(repository)
+    diff, commit, address = repository.recorded(), repository.git("rev-parse", "HEAD").strip(), repository.bare
+    monkeypatch.setenv("GIT_DIR", "/nowhere")
+    monkeypatch.setenv("GIT_INDEX_FILE", "/nowhere")
+    (Path(os.environ["HOME"]) / ".gitconfig").write_text("[core]\n\tautocrlf = true\n[apply]\n\twhitespace = error\n")
+    assert missing_code(f"file://{address}", commit, diff) is None
+    told = missing_code(f"file://{address}", commit, diff.replace("diff --git", "\x1b[1mdiff --git"), "train.py")
+    assert told is not None
+    assert "are not a diff, agents would not apply them; they begin with '\\x1b[1mdiff" in told
+    assert missing_code(f"file://{address}", commit, "print('a notebook')\n", "notebook.py") is None
 
 
 @pytest.mark.parametrize(
