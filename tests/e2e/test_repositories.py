@@ -222,6 +222,83 @@ def test_what_was_recorded_runs_or_nothing(
     assert OLD not in console(api, task).replace(DIFF, "").replace(repr(OLD), "")
 
 
+@pytest.mark.parametrize(("diff", "status"), [(DIFF, "completed"), ("\x1b[1m" + DIFF, "failed")])
+def test_a_services_worker_proves_it_too(
+    platform: Platform, api: ClearmlApi, repository: str, diff: str, status: str
+) -> None:
+    """There clearml-agent starts itself once more, inside the container."""
+    queue = f"code-services-{status}"
+    worker = platform.add_worker(queue, queue, CLEARML_AGENT_DEVICES="--cpu-only --services-mode")
+    try:
+        task = create(api, "code", repository, "train.py")
+        api.call("tasks.edit", task=task, script={**get(api, task)["script"], "diff": diff})
+        enqueue(api, task, queue)
+        seen = wait_for_status(api, task, status, 120)
+    finally:
+        worker.remove()
+    if status == "failed":
+        assert "are not a diff that git applies" in seen["status_reason"]
+    else:
+        wait_for("the new code's line", lambda: NEW in console(api, task), 30)
+
+
+class Open(SimpleHTTPRequestHandler):
+    """Files below a folder, for everybody."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Keep quiet."""
+
+
+@pytest.fixture
+def served(platform: Platform, tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """A folder of repositories, and its address; git clones submodules from nothing that is a file."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    server = ThreadingHTTPServer((platform.server.address, 0), functools.partial(Open, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield folder, f"http://{platform.server.address}:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("pushed", [True, False])
+def test_a_submodule_of_one_branch_is_there_or_the_experiment_fails(
+    api: ClearmlApi, code_worker: Worker, served: tuple[Path, str], tmp_path: Path, pushed: bool
+) -> None:
+    """clearml-agent alone leaves its folder empty, and goes on."""
+    folder, address = served
+    git = ("git", "-c", "user.name=e2e", "-c", "user.email=e2e@localhost")
+    for name, script in (("part", f"TEXT = {NEW!r}\n"), ("whole", "from part.text import TEXT\nprint(TEXT)\n")):
+        tree = tmp_path / name
+        tree.mkdir()
+        (tree / ("text.py" if name == "part" else "train.py")).write_text(script)
+        run(*git, "-C", tree, "init", "--quiet", "--initial-branch=main")
+        run(*git, "-C", tree, "add", ".")
+        run(*git, "-C", tree, "commit", "--quiet", "--message=Start")
+    run("git", "clone", "--quiet", "--bare", tmp_path / "part", folder / "part.git")
+    run("git", "-C", folder / "part.git", "update-server-info")
+    whole = tmp_path / "whole"
+    run(*git, "-C", whole, "checkout", "--quiet", "-b", "topic")
+    run(*git, "-C", whole, "submodule", "--quiet", "add", f"{address}/part.git", "part")
+    if not pushed:
+        run(*git, "-C", whole / "part", "commit", "--quiet", "--allow-empty", "--message=Here only")
+        run(*git, "-C", whole, "add", "part")
+    run(*git, "-C", whole, "commit", "--quiet", "--message=Part")
+    run("git", "clone", "--quiet", "--bare", whole, folder / "whole.git")
+    run("git", "-C", folder / "whole.git", "symbolic-ref", "HEAD", "refs/heads/main")
+    run("git", "-C", folder / "whole.git", "update-server-info")
+    task = create(api, "whole", f"{address}/whole.git", "train.py")
+    commit = run("git", "-C", whole, "rev-parse", "HEAD").strip()
+    api.call("tasks.edit", task=task, script={**get(api, task)["script"], "version_num": commit})
+    enqueue(api, task, "code")
+    if pushed:
+        wait_for_status(api, task, "completed", 120)
+        wait_for("the submodule's line", lambda: NEW in console(api, task), 30)
+    else:
+        seen = wait_for_status(api, task, "failed", 120)
+        assert "a submodule of " in seen["status_reason"]
+
+
 def test_pointers_of_lfs_are_not_trained_on(
     platform: Platform, api: ClearmlApi, code_worker: Worker, tmp_path: Path
 ) -> None:

@@ -231,12 +231,6 @@ def utf16(at: Repository) -> None:
     at.write("wide.txt", "\ufeffneu\n".encode("utf-16-le"))
 
 
-def sparse(at: Repository) -> None:
-    at.git("sparse-checkout", "init", "--cone")
-    at.git("sparse-checkout", "set", "nothing")
-    edited(at)
-
-
 def deleted_binary(at: Repository) -> None:
     at.write("weights.bin", bytes(range(256)))
     at.commit()
@@ -268,7 +262,32 @@ def names_that_look_like_a_diff(at: Repository) -> None:
     at.write("part/notes.txt", "eins\n")
 
 
+def name_in_another_encoding(at: Repository) -> None:
+    name = os.fsdecode(b'gr\xfcn "x".txt')
+    at.write(name, b"gr\xfcn\n")
+    at.commit()
+    at.write(name, b"bl\xe4ulich\n")
+
+
+def strange_folder(at: Repository) -> None:
+    tree = at.folder / 'a:b "c" \xfc; \\x'
+    at.tree.rename(tree)
+    at.tree = tree
+    latin(at)
+
+
+def hook(at: Repository) -> None:
+    path = at.tree / ".git/hooks/post-index-change"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("#!/bin/sh\ntouch called-by-a-hook\n")
+    path.chmod(0o755)
+    edited(at)
+
+
 CASES: dict[str, Case] = {
+    "a name in another encoding": name_in_another_encoding,
+    "a folder with a strange name": strange_folder,
+    "a hook": hook,
     "an edit": edited,
     "latin-1 beside an edit": latin,
     "every kind of file": every_kind,
@@ -381,8 +400,19 @@ def test_the_repository_is_left_as_it_was(repository: Repository, case: Case) ->
     assert files == {path: path.read_bytes() for path in (repository.tree / ".git").rglob("*") if path.is_file()}
 
 
-def test_a_sparse_checkout_deletes_nothing(repository: Repository) -> None:
-    sparse(repository)
+def test_hashes_of_the_newer_kind(repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_DEFAULT_HASH", "sha256")
+    (tmp_path / "sha256").mkdir()
+    other = Repository(tmp_path / "sha256")
+    every_kind(other)
+    assert reasons_not_reproducible(other.tree) == []
+    assert content(other.as_an_agent_makes_it(other.recorded())) == content(other.tree)
+
+
+@pytest.mark.parametrize("kind", ["--cone", "--no-cone", "--sparse-index"])
+def test_a_sparse_checkout_deletes_nothing(repository: Repository, kind: str) -> None:
+    repository.git("sparse-checkout", "set", kind, "nothing" if kind != "--no-cone" else "/train.py")
+    edited(repository)
     assert reasons_not_reproducible(repository.tree) == []
     made = content(repository.as_an_agent_makes_it(repository.recorded()))
     assert made["train.py"][1] == b"print('new')\n"
@@ -477,6 +507,21 @@ def renamed_remote(at: Repository) -> None:
 def instead_of(at: Repository) -> None:
     at.git("config", f"url.file://{at.folder}/.insteadOf", "company:")
     at.git("remote", "set-url", "origin", "company:bare.git")
+
+
+def neither_is_origin(at: Repository) -> None:
+    at.git("remote", "rename", "origin", "company")
+    at.git("remote", "add", "fork", f"file://{other_bare(at, 'fork')}")
+
+
+def neither_but_followed(at: Repository) -> None:
+    neither_is_origin(at)
+    at.git("branch", "--set-upstream-to=company/main")
+
+
+def explicit_bare(at: Repository) -> None:
+    (Path(os.environ["HOME"]) / ".gitconfig").write_text("[safe]\n\tbareRepository = explicit\n")
+    colleague_pushed_on(at)
 
 
 def push_elsewhere(at: Repository) -> None:
@@ -627,6 +672,9 @@ REMOTES: dict[str, tuple[Case, str | None]] = {
     "the branch follows a fork": (upstream_is_fork, None),
     "the branch follows one here": (upstream_is_here, "would record the remote '.', which only this machine can read"),
     "another name": (renamed_remote, None),
+    "two remotes": (neither_is_origin, "cannot say which remote an experiment should record, company or fork"),
+    "two remotes, and the branch follows one": (neither_but_followed, None),
+    "no bare repositories": (explicit_bare, None),
     "insteadOf": (instead_of, None),
     "pushed elsewhere": (push_elsewhere, GONE),
     "a relative path": (relative, "would record the remote '../bare.git'"),

@@ -7,6 +7,7 @@ import sys
 from typing import Any, List, Optional
 
 from clearml import Task
+from clearml.backend_interface.task.repo.util import remove_user_pass_from_url
 
 from ._errors import ClearmlClientError
 from ._git import Code, at_remote, differs, holds, on_this_machine
@@ -53,7 +54,9 @@ def _problems(task: Task, code: Code) -> List[str]:
         told = _mended(task, code, commit)
     if told is not None:
         reasons.append(told)
-    told = at_remote(code, address, commit)
+    # Of the address that was asked already the SDK takes user and password away.
+    asked = commit == code.commit and address == remove_user_pass_from_url(code.address or "")
+    told = None if asked else at_remote(code, address, commit)
     if told is not None:
         reasons.append(told)
     told = _missing_script(code, str(script.working_dir or "."), str(script.entry_point or ""))

@@ -162,9 +162,7 @@ def holds(code: Code, path: str) -> bool:
 
 
 def at_remote(code: Code, address: str, commit: str) -> Optional[str]:
-    """Tell why a recorded address does not have a recorded commit; ``None`` when it has."""
-    if commit == code.commit and address == (code.address and _remote.shown(code.address)):
-        return None  # it was asked
+    """Ask a remote for a commit; tell why it is not to be had there, ``None`` when it is."""
     answer = _remote.asked(code.root, address, commit)
     if answer.found is None:
         return _silent(_remote.shown(address), address, answer.told)
@@ -253,10 +251,17 @@ def _submodule_remotes(scratch: Scratch, tree: str, parent: str, prefix: str = "
 
 def _remotes(root: Path, commit: str, address: Optional[str], ask: bool) -> List[str]:
     remotes = (git(root, "remote") or "").split()
-    if not remotes or not address:
+    if not remotes:
         return [
             "the repository {} has no remote that agents could fetch from: `git remote add origin URL`, push".format(
                 root
+            )
+        ]
+    if not address:
+        return [
+            "git cannot say which remote an experiment should record, {}: name one origin "
+            "(`git remote rename {} origin`), or let the branch follow one (`git branch --set-upstream-to={}/BRANCH`)".format(
+                " or ".join(remotes), remotes[0], remotes[0]
             )
         ]
     if _remote.is_relative(address):
@@ -271,6 +276,7 @@ def _remotes(root: Path, commit: str, address: Optional[str], ask: bool) -> List
     if not ask:
         known = git(root, "for-each-ref", "--contains", commit, "--count=1", "refs/remotes", "refs/tags")
         return [] if known else [_unpushed(commit, remote, branch)]
+    remote = _remote.shown(remote)  # it may be an address
     answer = _remote.asked(root, address, commit, branch)
     if answer.found:
         return []

@@ -158,7 +158,9 @@ def _fetched(folder: Path, address: str, commit: str, refs: Dict[str, str], open
     """Fetch the history of refs, without files, into a scratch repository, and look there."""
     with tempfile.TemporaryDirectory(prefix="clearml-client-fetch-") as name:
         scratch = Path(name)
-        made = run(scratch, "init", "--quiet", "--bare", ".")
+        # Named, and not found by git: somebody may not let it find bare repositories (safe.bareRepository).
+        opening = {**opening, "GIT_DIR": name}
+        made = run(scratch, "init", "--quiet", "--bare", ".", more=opening)
         if made.code:
             return Answer(None, made.told)
         objects, shallow = git(folder, "rev-parse", "--git-path", "objects"), None
@@ -168,7 +170,7 @@ def _fetched(folder: Path, address: str, commit: str, refs: Dict[str, str], open
                 # Only what is new comes. A shallow repository's history has holes, and all of it comes.
                 listed = str((folder / objects).resolve())
                 (scratch / "objects" / "info" / "alternates").write_bytes(os.fsencode(listed) + b"\n")
-        _copy_opening(folder, scratch)
+        _copy_opening(folder, scratch, opening)
         specs = "".join("{0}:{0}\n".format(ref) for ref in refs).encode("utf-8", "surrogateescape")
         fetch = (
             "fetch",
@@ -197,12 +199,12 @@ def _fetched(folder: Path, address: str, commit: str, refs: Dict[str, str], open
             )
         if done.code:
             return Answer(None, done.told)
-        return Answer(_leads_to(scratch, commit, ["refs/" + ref[5:] for ref in refs]))
+        return Answer(_leads_to(scratch, commit, list(refs), opening))
 
 
-def _copy_opening(folder: Path, scratch: Path) -> None:
+def _copy_opening(folder: Path, scratch: Path, more: Dict[str, str]) -> None:
     listed = run(folder, "config", "--local", "--includes", "--list", "-z")
     for entry in names(listed.out) if listed.code == 0 else []:
         key, _, value = entry.partition("\n")
         if _OPENING.match(key):
-            run(scratch, "config", "--add", key, value)
+            run(scratch, "config", "--add", key, value, more=more)

@@ -55,6 +55,8 @@ _FIXED = (
     "core.splitIndex=false",
     "core.safecrlf=false",
     "color.ui=false",
+    # post-index-change, say, is for the repository's own index.
+    "core.hooksPath=" + os.devnull,
 )
 
 
