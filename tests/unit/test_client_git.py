@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -519,6 +520,14 @@ def neither_but_followed(at: Repository) -> None:
     at.git("branch", "--set-upstream-to=company/main")
 
 
+def inside_a_submodule(at: Repository) -> None:
+    sub = add_submodule(at)
+    at.tree, at.bare = sub.tree, sub.bare
+    at.git("checkout", "--quiet", "main")
+    colleague_pushed_on(at)
+    latin(at)
+
+
 def explicit_bare(at: Repository) -> None:
     (Path(os.environ["HOME"]) / ".gitconfig").write_text("[safe]\n\tbareRepository = explicit\n")
     colleague_pushed_on(at)
@@ -674,6 +683,7 @@ REMOTES: dict[str, tuple[Case, str | None]] = {
     "another name": (renamed_remote, None),
     "two remotes": (neither_is_origin, "cannot say which remote an experiment should record, company or fork"),
     "two remotes, and the branch follows one": (neither_but_followed, None),
+    "inside a submodule": (inside_a_submodule, None),
     "no bare repositories": (explicit_bare, None),
     "insteadOf": (instead_of, None),
     "pushed elsewhere": (push_elsewhere, GONE),
@@ -713,6 +723,12 @@ def test_the_remote_is_asked(repository: Repository, case: Case, told: str | Non
     else:
         (reason,) = reasons
         assert told in reason
+
+
+def test_other_hashes_by_default(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    colleague_pushed_on(repository)
+    monkeypatch.setenv("GIT_DEFAULT_HASH", "sha256")
+    assert reasons_not_reproducible(repository.tree) == []
 
 
 def test_which_remote_has_it_is_said(repository: Repository) -> None:
@@ -854,6 +870,22 @@ def test_what_was_recorded_otherwise_is_refused_and_deleted(site: Site, spoil: s
     assert "what was recorded is not the code that is here" in err
     assert told in err
     assert "trained here" not in out
+    assert site.tasks() == []
+
+
+def test_a_folder_that_agents_do_not_have_is_refused(site: Site) -> None:
+    site.write(SCRIPT)
+    (site.tree / "ignored").mkdir()
+    variables = {"CLEARML_CONFIG_FILE": str(site.folder / "clearml.conf")}
+    done = subprocess.run(
+        [sys.executable, "../train.py"],
+        cwd=site.tree / "ignored",
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "the working directory ignored is in none of the repository's files" in done.stderr
     assert site.tasks() == []
 
 

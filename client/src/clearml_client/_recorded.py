@@ -83,6 +83,13 @@ def _mended(task: Any, code: Code, commit: str) -> Optional[str]:
 
 
 def _missing_script(code: Code, folder: str, entry: str) -> Optional[str]:
+    """Tell whether an agent would not have the folder or the script that it starts."""
+    folder = posixpath.normpath(folder)
+    if folder != "." and not holds(code, folder):
+        return (
+            "the working directory {} is in none of the repository's files, agents do not have it: start the script "
+            "from another one".format(folder)
+        )
     if not entry or entry.startswith("-m "):
         return None
     path = posixpath.normpath(posixpath.join(folder, entry))

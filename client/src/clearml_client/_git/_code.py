@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
@@ -80,9 +81,10 @@ def _read(scratch: Scratch, folder: Path, commit: str, ask: bool) -> Code:
         reasons.append(_DOES_NOT_APPLY.format(told or "they make something else"))
     inside = [] if changes.submodules else _submodules(scratch, tree, "")
     reasons += inside
-    reasons += _remotes(root, commit, address, ask)
-    if ask and address and not inside and not changes.submodules:
-        reasons += _submodule_remotes(scratch, tree, address)
+    away = _remotes(root, commit, address, ask)
+    if ask and address and not (away or inside or changes.submodules):  # without a network, one is asked, not all
+        away = _submodule_remotes(scratch, tree, address)
+    reasons += away
     return Code(root, commit, tree, changes.diff, travels and made == tree, address, reasons)
 
 
@@ -225,25 +227,34 @@ def _addresses(scratch: Scratch, tree: str) -> Dict[str, str]:
 
 def _submodule_remotes(scratch: Scratch, tree: str, parent: str, prefix: str = "") -> List[str]:
     """Ask the remotes of submodules for the commits that the tree names."""
-    reasons = []
     links = scratch.gitlinks(tree)
-    addresses = _addresses(scratch, tree) if links else {}
-    for path, commit in links.items():
+    if not links:
+        return []
+    addresses = _addresses(scratch, tree)
+
+    def ask(path: str) -> List[str]:
         address = _remote.resolved(addresses[path], parent)
-        name, folder = prefix + path, scratch.root / path
-        fetched = os.path.lexists(str(folder / ".git"))
-        answer = _remote.asked(folder if fetched else scratch.root, address, commit)
-        if answer.found is None:
-            reasons.append(_silent("{} of the submodule {}".format(_remote.shown(address), name), address, answer.told))
-        elif not answer.found:
-            reasons.append(
-                "commit {} of the submodule {} is in no branch of {}, agents could not fetch it: "
-                "`git -C {} push origin HEAD:BRANCH`".format(commit[:12], name, _remote.shown(address), name)
-            )
-        if fetched:
-            with Scratch(folder) as inner:
-                reasons += _submodule_remotes(inner, inner.resolved(commit), address, name + "/")
-    return reasons
+        return _submodule_remote(scratch.root, path, links[path], address, prefix + path)
+
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        return [reason for reasons in pool.map(ask, links) for reason in reasons]
+
+
+def _submodule_remote(root: Path, path: str, commit: str, address: str, name: str) -> List[str]:
+    folder = root / path
+    fetched = os.path.lexists(str(folder / ".git"))
+    answer = _remote.asked(folder if fetched else root, address, commit)
+    if answer.found is None:
+        return [_silent("{} of the submodule {}".format(_remote.shown(address), name), address, answer.told)]
+    if not answer.found:
+        return [
+            "commit {} of the submodule {} is in no branch of {}, agents could not fetch it: "
+            "`git -C {} push origin HEAD:BRANCH`".format(commit[:12], name, _remote.shown(address), name)
+        ]
+    if not fetched:
+        return []
+    with Scratch(folder) as inner:
+        return _submodule_remotes(inner, inner.resolved(commit), address, name + "/")
 
 
 # ---------------------------------------------------------------- remotes
@@ -259,9 +270,9 @@ def _remotes(root: Path, commit: str, address: Optional[str], ask: bool) -> List
         ]
     if not address:
         return [
-            "git cannot say which remote an experiment should record, {}: name one origin "
-            "(`git remote rename {} origin`), or let the branch follow one (`git branch --set-upstream-to={}/BRANCH`)".format(
-                " or ".join(remotes), remotes[0], remotes[0]
+            "git cannot say which remote an experiment should record, {0}: name one origin (`git remote rename {1} "
+            "origin`), or let the branch follow one (`git branch --set-upstream-to={1}/BRANCH`)".format(
+                " or ".join(remotes), remotes[0]
             )
         ]
     if _remote.is_relative(address):

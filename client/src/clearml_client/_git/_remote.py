@@ -22,6 +22,8 @@ FETCH_SECONDS = 120.0
 """Seconds for the history that is not at hand; no files come with it."""
 # No housekeeping in what lives for a moment; and the person, not git, decides which folders are opened.
 _QUIET = ("-c", "protocol.file.allow=always", "-c", "gc.auto=0", "-c", "maintenance.auto=false")
+# A partial clone would fetch what is asked for.
+_AT_HAND = {"GIT_NO_LAZY_FETCH": "1"}
 # Configuration of the repository that opens its remote; a scratch repository gets it too.
 _OPENING = re.compile(r"(?i)^(credential|http|https|url|protocol|ssh)\.|^core\.(sshcommand|gitproxy|askpass)$")
 
@@ -135,7 +137,7 @@ def _refs(out: bytes) -> Dict[str, str]:
 def _at_hand(folder: Path, refs: Dict[str, str]) -> Tuple[List[str], List[str]]:
     """Return the commits that the repository has, and the names of refs that it has not."""
     data = "".join("{}\n".format(commit) for commit in refs.values()).encode()
-    lines = run(folder, "cat-file", "--batch-check=%(objecttype)", data=data).out.splitlines()
+    lines = run(folder, "cat-file", "--batch-check=%(objecttype)", data=data, more=_AT_HAND).out.splitlines()
     here, away = [], []
     for (name, commit), line in zip(refs.items(), lines):  # noqa: B905  # Python 3.8 has no strict
         if line == b"commit":
@@ -150,7 +152,7 @@ def _leads_to(folder: Path, commit: str, ends: List[str], more: Optional[Dict[st
     if not ends:
         return False
     data = "".join("^{}\n".format(end) for end in ends) + commit + "\n"
-    done = run(folder, "rev-list", "--max-count=1", "--stdin", data=data.encode(), more=more)
+    done = run(folder, "rev-list", "--max-count=1", "--stdin", data=data.encode(), more={**_AT_HAND, **(more or {})})
     return done.code == 0 and not done.out.strip()
 
 
@@ -159,7 +161,8 @@ def _fetched(folder: Path, address: str, commit: str, refs: Dict[str, str], open
     with tempfile.TemporaryDirectory(prefix="clearml-client-fetch-") as name:
         scratch = Path(name)
         # Named, and not found by git: somebody may not let it find bare repositories (safe.bareRepository).
-        opening = {**opening, "GIT_DIR": name}
+        # Its hashes are the commit's, whatever somebody's git makes by default.
+        opening = {**opening, "GIT_DIR": name, "GIT_DEFAULT_HASH": "sha1" if len(commit) == 40 else "sha256"}
         made = run(scratch, "init", "--quiet", "--bare", ".", more=opening)
         if made.code:
             return Answer(None, made.told)
