@@ -60,7 +60,9 @@ class Repository:
     def recorded(self) -> str:
         """Return the diff that the SDK records."""
         _sdk._record_what_is_here()
-        return str(GitDetector().get_info(str(self.tree), include_diff=True).diff)
+        # The SDK asks in the script's folder.
+        folder = self.tree / "part" if (self.tree / "part").is_dir() else self.tree
+        return str(GitDetector().get_info(str(folder), include_diff=True).diff)
 
     def as_an_agent_makes_it(self, diff: str) -> Path:
         """Clone, check out and apply, with the agent's own commands."""
