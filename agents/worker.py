@@ -23,6 +23,9 @@ refusal
     the experiment's words stay as they are, come last, just before the image, and ``${CLEARML_...}`` in them is not
     filled in. Its text comes from the experiment's own fields after everything was checked, and from the node's
     configuration, key included.
+checkout
+    In an experiment's container, too, runs more than clearml-agent: recorded code that is not to be had, changes that
+    do not apply say, is a failure with the reason, and never a run of something else (checkout.py).
 image
     Which image an experiment really ran in, by its id and digest, is noted in its runtime properties; one that asks
     for an image by these (`clearml-client reproduce` does) is refused where the name means another image by now.
@@ -43,6 +46,7 @@ Signals: SIGTERM ends the worker and leaves its experiment alone; SIGINT stops t
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -83,6 +87,10 @@ TASK_ARGUMENTS = shlex.split(os.environ.get("TRAINYARD_TASK_ARGUMENTS", ""))
 CONTAINER_NAME = re.compile(r"clearml-id-([0-9a-f]{32})-")
 # A variable whose value nobody should read in a console: the site may give its experiments a token, say.
 SECRET = re.compile(r"(?is)^((?:-e=?|--env=)?[a-z0-9_]*(?:key|token|pass|secret|credential)[a-z0-9_]*=).+")
+# What clearml-agent runs last in an experiment's container, and what runs in its place: checkout.py, as it is here.
+START = "$LOCAL_PYTHON -u -m clearml_agent "
+CHECKOUT = base64.b64encode((Path(__file__).parent / "checkout.py").read_bytes()).decode()
+PROVED_START = f'$LOCAL_PYTHON -u -c "$(echo {CHECKOUT} | base64 -d)" '
 # The container was killed (SIGKILL, SIGTERM), or its host went down under it (255).
 KILLED = {137, 143, 255}
 # Runtime properties of an experiment: the image that it ran in, and the id of the one that it must run in.
@@ -619,6 +627,8 @@ class Worker(upstream.Worker):  # type: ignore[misc]
         # Its own --rm stands before the image; without it the container outlives this process.
         if not self._services_mode and own[-5] == "--rm":
             del own[-5]
+        if own[-1].endswith(START):
+            own[-1] = own[-1][: -len(START)] + PROVED_START
         asked = policy.split(docker_arguments) if isinstance(docker_arguments, str) else docker_arguments or []
         self._own_command, self._image = own, str(parts["docker_image"])
         command = policy.command_of(own, map(str, asked))
@@ -740,7 +750,7 @@ class Sanitizer(upstream.DockerArgsSanitizer):  # type: ignore[misc]
             shown = super().sanitize_docker_command(session, docker_command)
         except (IndexError, ValueError):  # -e at the end; an address with half of an IPv6 one
             return ["(not shown)"]
-        return [SECRET.sub(r"\1********", word) for word in shown]
+        return [SECRET.sub(r"\1********", word.replace(CHECKOUT, "...")) for word in shown]
 
 
 class StopSignal(upstream.TaskStopSignal):  # type: ignore[misc]

@@ -1,10 +1,13 @@
-"""Private repositories: what an experiment runs is fetched with the site's token, or with its key."""
+"""What an experiment runs: fetched with the site's token or key, and what was recorded of it, or nothing."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import functools
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -13,7 +16,20 @@ from pathlib import Path
 import asyncssh
 import pytest
 from clearml_api import ClearmlApi
-from harness import Platform, console, create, enqueue, run, secret, wait_for, wait_for_status
+from harness import (
+    TASK_IMAGE,
+    Platform,
+    Worker,
+    console,
+    create,
+    enqueue,
+    get,
+    queue_id,
+    run,
+    secret,
+    wait_for,
+    wait_for_status,
+)
 
 USER = "git-bot"
 HELLO = "from the private repository"
@@ -150,3 +166,185 @@ def test_without_either_the_owner_reads_why(platform: Platform, api: ClearmlApi,
         train(api, over_http[0], "neither", "failed", "could not read Username")
     finally:
         worker.remove()
+
+
+# ---------------------------------------------------------------- what was recorded, or nothing
+
+OLD, NEW = "the old code ran", "the new code ran"
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 12345\n"
+
+
+@pytest.fixture(scope="module")
+def code_worker(platform: Platform) -> Iterator[Worker]:
+    worker = platform.add_worker("code", "code")
+    yield worker
+    worker.remove()
+
+
+@pytest.fixture(scope="module")
+def repository(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> str:
+    source = tmp_path_factory.mktemp("code")
+    (source / "train.py").write_text(f"print({OLD!r})\n")
+    return platform.add_repository(source, "code")
+
+
+DIFF = f"""\
+diff --git a/train.py b/train.py
+--- a/train.py
++++ b/train.py
+@@ -1 +1 @@
+-print({OLD!r})
++print({NEW!r})
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "told"),
+    [
+        ({"diff": DIFF}, "completed", NEW),
+        ({"diff": DIFF.replace(OLD, "something else")}, "failed", "its uncommitted changes do not apply to "),
+        ({"diff": DIFF.replace("diff --git", "\x1b[1mdiff --git")}, "failed", "are not a diff that git applies"),
+        ({"diff": "# WARNING! git diff too large to store\n"}, "failed", "are not a diff that git applies"),
+        ({"version_num": "0" * 40}, "failed", f"commit {'0' * 40} is not in "),
+    ],
+    ids=["applies", "does not apply", "colours", "too large", "no commit"],
+)
+def test_what_was_recorded_runs_or_nothing(
+    api: ClearmlApi, code_worker: Worker, repository: str, script: dict[str, str], status: str, told: str
+) -> None:
+    task = create(api, "code", repository, "train.py")
+    api.call("tasks.edit", task=task, script={**get(api, task)["script"], **script})
+    enqueue(api, task, "code")
+    seen = wait_for_status(api, task, status, 120)
+    if status == "failed":
+        assert told in seen["status_reason"]
+    wait_for(f"the console says {told}", lambda: told in console(api, task), 30)
+    assert OLD not in console(api, task).replace(DIFF, "").replace(repr(OLD), "")
+
+
+@pytest.mark.parametrize(("diff", "status"), [(DIFF, "completed"), ("\x1b[1m" + DIFF, "failed")])
+def test_a_services_worker_proves_it_too(
+    platform: Platform, api: ClearmlApi, repository: str, diff: str, status: str
+) -> None:
+    """There clearml-agent starts itself once more, inside the container."""
+    queue = f"code-services-{status}"
+    worker = platform.add_worker(queue, queue, CLEARML_AGENT_DEVICES="--cpu-only --services-mode")
+    try:
+        task = create(api, "code", repository, "train.py")
+        api.call("tasks.edit", task=task, script={**get(api, task)["script"], "diff": diff})
+        enqueue(api, task, queue)
+        seen = wait_for_status(api, task, status, 120)
+    finally:
+        worker.remove()
+    if status == "failed":
+        assert "are not a diff that git applies" in seen["status_reason"]
+    else:
+        wait_for("the new code's line", lambda: NEW in console(api, task), 30)
+
+
+class Open(SimpleHTTPRequestHandler):
+    """Files below a folder, for everybody."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Keep quiet."""
+
+
+@pytest.fixture
+def served(platform: Platform, tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """A folder of repositories, and its address; git clones submodules from nothing that is a file."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    server = ThreadingHTTPServer((platform.server.address, 0), functools.partial(Open, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield folder, f"http://{platform.server.address}:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("pushed", [True, False])
+def test_a_submodule_of_one_branch_is_there_or_the_experiment_fails(
+    api: ClearmlApi, code_worker: Worker, served: tuple[Path, str], tmp_path: Path, pushed: bool
+) -> None:
+    """clearml-agent alone leaves its folder empty, and goes on."""
+    folder, address = served
+    git = ("git", "-c", "user.name=e2e", "-c", "user.email=e2e@localhost")
+    for name, script in (("part", f"TEXT = {NEW!r}\n"), ("whole", "from part.text import TEXT\nprint(TEXT)\n")):
+        tree = tmp_path / name
+        tree.mkdir()
+        (tree / ("text.py" if name == "part" else "train.py")).write_text(script)
+        run(*git, "-C", tree, "init", "--quiet", "--initial-branch=main")
+        run(*git, "-C", tree, "add", ".")
+        run(*git, "-C", tree, "commit", "--quiet", "--message=Start")
+    run("git", "clone", "--quiet", "--bare", tmp_path / "part", folder / "part.git")
+    run("git", "-C", folder / "part.git", "update-server-info")
+    whole = tmp_path / "whole"
+    run(*git, "-C", whole, "checkout", "--quiet", "-b", "topic")
+    run(*git, "-C", whole, "submodule", "--quiet", "add", f"{address}/part.git", "part")
+    if not pushed:
+        run(*git, "-C", whole / "part", "commit", "--quiet", "--allow-empty", "--message=Here only")
+        run(*git, "-C", whole, "add", "part")
+    run(*git, "-C", whole, "commit", "--quiet", "--message=Part")
+    run("git", "clone", "--quiet", "--bare", whole, folder / "whole.git")
+    run("git", "-C", folder / "whole.git", "symbolic-ref", "HEAD", "refs/heads/main")
+    run("git", "-C", folder / "whole.git", "update-server-info")
+    task = create(api, "whole", f"{address}/whole.git", "train.py")
+    commit = run("git", "-C", whole, "rev-parse", "HEAD").strip()
+    api.call("tasks.edit", task=task, script={**get(api, task)["script"], "version_num": commit})
+    enqueue(api, task, "code")
+    if pushed:
+        wait_for_status(api, task, "completed", 120)
+        wait_for("the submodule's line", lambda: NEW in console(api, task), 30)
+    else:
+        seen = wait_for_status(api, task, "failed", 120)
+        assert "a submodule of " in seen["status_reason"]
+
+
+def test_pointers_of_lfs_are_not_trained_on(
+    platform: Platform, api: ClearmlApi, code_worker: Worker, tmp_path: Path
+) -> None:
+    (tmp_path / "train.py").write_text(f"print({NEW!r})\n")
+    (tmp_path / ".gitattributes").write_text("*.bin filter=lfs diff=lfs merge=lfs -text\n")
+    (tmp_path / "weights.bin").write_text(POINTER)
+    address = platform.add_repository(tmp_path, "pointers")
+    task = create(api, "pointers", address, "train.py")
+    enqueue(api, task, "code")
+    assert "weights.bin is stored in LFS" in wait_for_status(api, task, "failed", 120)["status_reason"]
+    knows = create(api, "pointers", address, "train.py")
+    api.call("tasks.edit", task=knows, container={"image": TASK_IMAGE, "arguments": "-e GIT_LFS_SKIP_SMUDGE=1"})
+    enqueue(api, knows, "code")
+    wait_for_status(api, knows, "completed", 120)
+
+
+@pytest.mark.parametrize("spoil", ["latin-1", "color.ui", "assume-unchanged"])
+def test_what_is_here_is_what_the_queue_trains(
+    platform: Platform, api: ClearmlApi, code_worker: Worker, tmp_path: Path, spoil: str
+) -> None:
+    """What the SDK alone records of these lets the old code run, and the experiment is completed."""
+    script = "from clearml_client import init_clearml\ninit_clearml('code', project='tests/code')\nprint({!r})\n"
+    source, tree = tmp_path / "source", tmp_path / "tree"
+    source.mkdir()
+    (source / "train.py").write_text(script.format(OLD))
+    (source / "notes.txt").write_bytes("gr\xfcn\n".encode("latin-1"))
+    run("git", "clone", "--quiet", platform.add_repository(source, f"mine-{spoil}"), tree)
+    (tree / "train.py").write_text(script.format(NEW))
+    if spoil == "latin-1":
+        (tree / "notes.txt").write_bytes("bl\xe4ulich\n".encode("latin-1"))
+    elif spoil == "color.ui":
+        run("git", "-C", tree, "config", "color.ui", "always")
+    else:
+        run("git", "-C", tree, "update-index", "--assume-unchanged", "train.py")
+    queue_id(api, "code")
+    done = subprocess.run(
+        [sys.executable, "train.py"],
+        cwd=tree,
+        env={**os.environ, "CLEARML_CONFIG_FILE": str(platform.sdk_config()), "CLEARML_QUEUE": "code"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    project = next(one for one in api.call("projects.get_all")["projects"] if one["name"] == "tests/code")
+    task = api.call("tasks.get_all", project=[project["id"]], order_by=["-created"])["tasks"][0]["id"]
+    wait_for_status(api, task, "completed", 180)
+    wait_for("the new code's line", lambda: f"\n{NEW}\n" in f"\n{console(api, task)}\n", 30)
+    assert f"\n{OLD}\n" not in console(api, task)

@@ -17,10 +17,11 @@ from clearml.binding.args import get_argparser_last_args
 from . import _distributed
 from ._config import Settings, image_for, load, script_folder
 from ._errors import ClearmlClientError
-from ._git import reasons_not_reproducible
+from ._git import Code, read
 from ._images import check_image
 from ._logging import calm_progress_bars, install_handler
 from ._offline import make_models_storable
+from ._recorded import check_recorded
 from ._sdk import correct
 
 __all__ = ["PROJECT_VARIABLE", "QUEUE_VARIABLE", "init_clearml"]
@@ -75,6 +76,7 @@ def init_clearml(
     settings = load()
     project_name = _checked_project(project, kind, settings, needed=not remote)
     rank = _distributed.current_rank()
+    code: Optional[Code] = None
     earlier: Optional[Task] = Task.current_task()
     if earlier is not None and not remote:
         _say("ClearML was used before init_clearml: this run stays the experiment {!r} ({})", earlier.name, earlier.id)
@@ -87,9 +89,11 @@ def init_clearml(
             check_image("image", image)
         elif queue and not Task.is_offline():
             image = image_for(settings)
-        _check_reproducible(queue)
+        code = _check_reproducible(queue)
     calm_progress_bars()
-    task = _registered(project_name, name, labels, output_uri)
+    task = _registered(project_name, name, labels, output_uri, code)
+    if queue and code is not None and not task.is_offline():
+        check_recorded(task, code, queue)
     if task.is_offline():
         make_models_storable()
     if remote and output_uri is not False and not task.output_uri:
@@ -111,9 +115,11 @@ def init_clearml(
     return task
 
 
-def _registered(project: Optional[str], name: str, tags: Sequence[str], output_uri: Union[bool, str]) -> Task:
+def _registered(
+    project: Optional[str], name: str, tags: Sequence[str], output_uri: Union[bool, str], code: Optional[Code]
+) -> Task:
     try:
-        correct()
+        correct(code)
         task: Task = Task.init(
             project_name=project, task_name=name, tags=tags, reuse_last_task_id=False, output_uri=output_uri
         )
@@ -160,18 +166,19 @@ def _queue_names() -> List[str]:
         raise ClearmlClientError("ClearML is not configured on this machine: a queue cannot be asked for") from error
 
 
-def _check_reproducible(queue: Optional[str]) -> None:
+def _check_reproducible(queue: Optional[str]) -> Optional[Code]:
     """Refuse code that an agent could not run; warn of it where the run stays here."""
-    reasons = reasons_not_reproducible(script_folder())
-    if not reasons:
-        return
-    if queue:
+    code, reasons = read(script_folder(), ask=bool(queue))
+    reasons = reasons if code is None else code.reasons
+    if reasons and queue:
         raise ClearmlClientError(
             "the run cannot go to the queue {!r}, agents could not run this code:\n- {}".format(
                 queue, "\n- ".join(reasons)
             )
         )
-    _say("this run cannot be reproduced from git: {}", "; ".join(reasons))
+    if reasons:
+        _say("this run cannot be reproduced from git: {}", "; ".join(reasons))
+    return code
 
 
 def _send(task: Task, queue: str, image: Optional[str]) -> None:

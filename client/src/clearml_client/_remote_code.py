@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import Optional
+
+from ._git._run import remote_environment, run
 
 __all__ = ["missing_code"]
 
@@ -14,7 +14,7 @@ TIMEOUT = 180.0
 """Seconds for one call of git."""
 
 
-def missing_code(repository: str, commit: str, diff: str = "") -> Optional[str]:
+def missing_code(repository: str, commit: str, diff: str = "", script: str = "") -> Optional[str]:
     """Tell why an agent could not run this code; ``None`` when it could.
 
     Fetches the commit into a temporary folder, with this machine's rights to the repository.
@@ -22,7 +22,8 @@ def missing_code(repository: str, commit: str, diff: str = "") -> Optional[str]:
     Args:
         repository: Address of the repository.
         commit: Full hash of the commit.
-        diff: Uncommitted changes, which are applied to the commit.
+        diff: Uncommitted changes, which are applied to the commit; or a script (of a notebook), which is added to it.
+        script: Path of the script in the repository.
     """
     with tempfile.TemporaryDirectory(prefix="clearml-client-") as folder:
         told = _git(folder, "init", "--quiet", ".")
@@ -43,31 +44,23 @@ def missing_code(repository: str, commit: str, diff: str = "") -> Optional[str]:
         told = _git(folder, "checkout", "--quiet", "--force", commit)
         if told is not None:
             return told
-        (Path(folder) / ".git" / "experiment.diff").write_text(diff if diff.endswith("\n") else diff + "\n")
-        told = _git(folder, "apply", "--check", ".git/experiment.diff")
+        if not diff.lstrip().lower().startswith(("diff ", "submodule ")):
+            # An agent takes this for a script, and passes over it where the script is there already.
+            if script and not (Path(folder) / script).exists():
+                return None
+            return "its uncommitted changes are not a diff, agents would not apply them; they begin with {!r}".format(
+                diff.strip()[:40]
+            )
+        # As the agent does: its option, and the line that it adds.
+        changes = diff.encode("utf-8", "surrogatepass") + b"\n"
+        told = _git(folder, "apply", "--check", "--unidiff-zero", "-", data=changes)
         return None if told is None else "its uncommitted changes do not apply to {}: {}".format(commit, told)
 
 
-def _git(folder: str, *words: str) -> Optional[str]:
+def _git(folder: str, *words: str, data: Optional[bytes] = None) -> Optional[str]:
     """Run git; return what it complained of, ``None`` when it did not."""
-    environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
-    environment.setdefault("GIT_SSH_COMMAND", "ssh -o BatchMode=yes")
-    # An experiment inside git's own hooks must not be led to another repository.
-    environment.pop("GIT_DIR", None)
-    try:
-        done = subprocess.run(
-            ["git", "-C", folder, *words],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            universal_newlines=True,
-            errors="replace",
-            timeout=TIMEOUT,
-            check=False,
-        )
-    except FileNotFoundError:
-        return "there is no git on this machine: install it"
-    except subprocess.TimeoutExpired:
-        return "git {} took more than {:.0f} s".format(words[0], TIMEOUT)
-    lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
-    return None if done.returncode == 0 else (lines[-1] if lines else "git {} failed".format(words[0]))
+    place = Path(folder)
+    # Nobody's conversion of line ends: an experiment's container has none.
+    settings = ("-c", "core.autocrlf=false", "-c", "apply.whitespace=warn")
+    done = run(place, *settings, *words, data=data, timeout=TIMEOUT, more=remote_environment(place))
+    return None if done.code == 0 else done.told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import posixpath
 import time
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
@@ -164,7 +165,8 @@ def _code_check(task: Task) -> Check:
         return Check(
             "code", False, "it names the branch {!r} and no commit; what ran is not known".format(script.branch or "")
         )
-    told = missing_code(script.repository, script.version_num, diff)
+    path = posixpath.join(script.working_dir or ".", script.entry_point or "")
+    told = missing_code(script.repository, script.version_num, diff, path)
     if told is not None:
         return Check("code", False, told)
     changes = ", with its uncommitted changes" if diff.strip() else ""

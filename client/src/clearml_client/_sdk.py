@@ -5,36 +5,78 @@ from __future__ import annotations
 import os
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from clearml import Task
 from clearml.backend_api.utils import get_http_session_with_retry
 from clearml.backend_interface.model import Model
+from clearml.backend_interface.task.repo.detectors import GitDetector
 from clearml.storage.helper import _HttpDriver
 from clearml.utilities.check_updates import CheckPackageUpdates
 
+from ._git import Code, own_repository, read
 from ._storable import storable
 
 __all__ = ["correct"]
 
 _renewing = False
+_code: Optional[Code] = None
 
 
-def correct() -> None:
+def correct(code: Optional[Code] = None) -> None:
     """Correct the SDK in this process; before ``Task.init``.
+
+    Args:
+        code: What the script's repository holds, where that has been read already.
 
     Raises:
         MissingConfigError, LoginError: as ``Task.init`` would.
     """
+    global _code
+    _code = code
     # It looks for the repository in a thread and forks beside it. Where the fork comes while git is being started,
     # it inherits a pipe of it; then the thread waits for ever, and so does the end of the run.
     Task._Task__detect_repo_async = False  # type: ignore[attr-defined]  # its private name
     # It tells clear.ml of this machine when it looks for a newer SDK: a site's own server is nobody else's matter.
     CheckPackageUpdates._package_version_checked = True
+    _record_what_is_here()
     _store_under_names_that_can_be_deleted()
     _log_in_again_for_uploads()
     if not Task.is_offline():
         _renew_connections_after_forks()
+
+
+def _record_what_is_here() -> None:
+    """Record the changes of the working directory, whatever git is configured to print, and whatever its files hold.
+
+    The SDK takes what ``git diff HEAD`` prints, with colours or through an external program where somebody has set so,
+    without what git was asked not to look at, and nothing at all if one byte of it is not UTF-8.
+    """
+    original: Any = GitDetector.get_info
+    is_repository: Any = GitDetector._is_repo_type
+    if getattr(original, "_reads_what_is_here", False):
+        return
+
+    @wraps(original)
+    def get_info(self: GitDetector, path: Any, include_diff: bool = False, diff_from_remote: bool = False) -> Any:
+        with own_repository():
+            if not include_diff or diff_from_remote:
+                return original(self, path, include_diff=include_diff, diff_from_remote=diff_from_remote)
+            info = original(self, path)
+            code = _code if _code is not None and str(_code.root) == info.root else read(Path(path), ask=False)[0]
+            if code is None or code.commit != info.commit or not code.proved:
+                return original(self, path, include_diff=True)
+        info.diff = code.diff
+        return info
+
+    @wraps(is_repository)
+    def is_own(self: GitDetector, path: Any) -> bool:
+        with own_repository():
+            return bool(is_repository(self, path))
+
+    get_info._reads_what_is_here = True  # type: ignore[attr-defined]
+    GitDetector.get_info = get_info  # type: ignore[method-assign]
+    GitDetector._is_repo_type = is_own  # type: ignore[method-assign,assignment]
 
 
 def _store_under_names_that_can_be_deleted() -> None:
