@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
-import atexit
 import difflib
 import os
 import sys
-from typing import Any, Callable, List, Optional, Sequence, Union
+from typing import List, Optional, Sequence, Union
 
 from clearml import Task
 from clearml.backend_api.session.defs import MissingConfigError
 from clearml.backend_api.session.session import LoginError
-from clearml.binding.args import get_argparser_last_args
 
-from . import _distributed
+from . import _command_line, _distributed
 from ._config import Settings, image_for, load, script_folder
 from ._errors import ClearmlClientError
 from ._git import reasons_not_reproducible
@@ -88,6 +85,8 @@ def init_clearml(
         elif queue and not Task.is_offline():
             image = image_for(settings)
         _check_reproducible(queue)
+        if queue:
+            _command_line.check_can_travel()
     calm_progress_bars()
     task = _registered(project_name, name, labels, output_uri)
     if task.is_offline():
@@ -106,6 +105,8 @@ def init_clearml(
     if rank is None or rank.rank == 0:
         _tell_where(task, remote=remote, queue=None if remote else queue)
     install_handler(task)
+    if not remote and (rank is None or rank.rank == 0):
+        _command_line.record(task)
     if queue and not remote and not task.is_offline() and (rank is None or rank.rank == 0):
         _send(task, queue, image)
     return task
@@ -175,52 +176,29 @@ def _check_reproducible(queue: Optional[str]) -> None:
 
 
 def _send(task: Task, queue: str, image: Optional[str]) -> None:
-    """Hand the run over: now, or when the script has parsed its arguments."""
+    """Hand the run over: now, or when the script has read its arguments."""
     if image:
         task.set_base_docker(docker_image=image)
-    if len(sys.argv) < 2 or get_argparser_last_args() or _parsed_otherwise():
-        task.execute_remotely(queue_name=queue)
-        return
-    _after_parsing(lambda: task.execute_remotely(queue_name=queue))
-    _say("the run goes to the queue {!r} as soon as its arguments are parsed", queue)
+    if _command_line.hand_over_when_read(lambda: _hand_over(task, queue), _warn_of_words):
+        _say("the run goes to the queue {!r} as soon as its arguments are parsed", queue)
+    else:
+        _hand_over(task, queue)
 
 
-def _parsed_otherwise() -> bool:
-    """Tell whether click (Typer) or Hydra has parsed the command line already."""
-    click = sys.modules.get("click")
-    if click is not None and click.get_current_context(silent=True) is not None:
-        return True
-    hydra = sys.modules.get("hydra.core.hydra_config")
-    return hydra is not None and bool(hydra.HydraConfig.initialized())
+def _hand_over(task: Task, queue: str) -> None:
+    """Send the run to its queue and end this process, once it is certain that the command line travels with it."""
+    _command_line.record(task)
+    try:
+        _command_line.prove(task)
+    except ClearmlClientError as error:
+        reason = "the run does not go to the queue {!r}: {}".format(queue, error)
+        task.mark_failed(force=True, status_reason="not sent to a queue", status_message=reason)
+        raise ClearmlClientError(reason) from error
+    task.execute_remotely(queue_name=queue)
 
 
-def _after_parsing(hand_over: Callable[[], Any]) -> None:
-    """Call something when argparse has parsed the command line; it does not come back.
-
-    Until then the SDK does not know the arguments, and an agent would run the script without them.
-    """
-    state = {"depth": 0}
-
-    def wrapped(original: Callable[..., Any]) -> Callable[..., Any]:
-        def parse(self: argparse.ArgumentParser, args: Any = None, namespace: Any = None) -> Any:
-            state["depth"] += 1
-            try:
-                parsed = original(self, args, namespace)
-            finally:
-                state["depth"] -= 1
-            if state["depth"] == 0 and args is None:
-                atexit.unregister(warn)
-                hand_over()
-            return parsed
-
-        return parse
-
-    def warn() -> None:
-        _say("this run stayed here: its arguments were not parsed by argparse; call init_clearml after they are parsed")
-
-    for method in ("parse_args", "parse_known_args"):
-        setattr(argparse.ArgumentParser, method, wrapped(getattr(argparse.ArgumentParser, method)))
-    atexit.register(warn)
+def _warn_of_words() -> None:
+    _say("this run stayed here: nothing read its command line")
 
 
 # ---------------------------------------------------------------- words

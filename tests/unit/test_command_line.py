@@ -1,0 +1,314 @@
+"""The command line travels: what a script parses here, it parses in a queue."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_client_core import Site
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))
+
+from harness import Server
+
+ARGPARSE = """
+import argparse, json, os, pathlib, random, sys, functools
+task = init_clearml('words', project='team/training')
+{body}
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    made = Server(tmp_path_factory.mktemp("server"))
+    made.start()
+    with made.login() as api:
+        api.call("queues.create", name="all_gpus")
+    yield made
+    made.end(signal.SIGTERM)
+
+
+@pytest.fixture
+def site(tmp_path: Path, server: Server) -> Iterator[Site]:
+    yield Site(tmp_path, server)
+    with server.login() as api:
+        for task in api.call("tasks.get_all", only_fields=["id"])["tasks"]:
+            api.call("tasks.delete", task=task["id"], force=True)
+
+
+def only_task(site: Site) -> dict[str, Any]:
+    (task,) = site.tasks()
+    return task
+
+
+def clone(site: Site, task: str, edits: dict[str, str] | None = None, words: list[str] | None = None) -> str:
+    """Clone an experiment, and edit parameters, such as ``Args/lr``, as the web page does."""
+    with site.server.login() as api:
+        made = str(api.call("tasks.clone", task=task)["id"])
+        for key, value in (edits or {}).items():
+            section, name = key.split("/", 1)
+            entry = {"section": section, "name": name, "value": value}
+            api.call("tasks.edit_hyper_params", task=made, hyperparams=[entry])
+        if words is not None:
+            item = api.call("tasks.get_by_id", task=made)["task"]["configuration"]["command_line"]
+            item["value"] = json.dumps({**json.loads(item["value"]), "words": words})
+            api.call("tasks.edit_configuration", task=made, configuration=[item])
+    return made
+
+
+def start_as_agent(site: Site, task: str, *entry: str, **variables: str) -> tuple[int, str, str]:
+    """Start an experiment's script as an agent does: with the experiment's id, and without words."""
+    with site.server.login() as api:
+        api.call("tasks.started", task=task, force=True)
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("CLEARML_", "TRAINS_"))}
+    done = subprocess.run(
+        [sys.executable, "-u", *(entry or ("train.py",))],
+        cwd=site.tree,
+        env={
+            **kept,
+            "CLEARML_CONFIG_FILE": str(site.folder / "clearml.conf"),
+            "CLEARML_TASK_ID": task,
+            "CLEARML_LOG_TASK_TO_BACKEND": "0",
+            **variables,
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    print(done.stdout)
+    print(done.stderr, file=sys.stderr)
+    return done.returncode, done.stdout, done.stderr
+
+
+def printed(out: str) -> list[str]:
+    return [line for line in out.splitlines() if line.startswith("GOT ")]
+
+
+def here_and_there(site: Site, script: str, *words: str, **variables: str) -> tuple[list[str], list[str]]:
+    """Return the lines that begin with GOT, of a run here and of its clone in a queue."""
+    site.write(script)
+    code, here, err = site.run(*words, **variables)
+    assert code == 0, err
+    code, there, err = start_as_agent(site, clone(site, only_task(site)["id"]))
+    assert code == 0, err
+    return printed(here), printed(there)
+
+
+SUBCOMMANDS = """
+parser = argparse.ArgumentParser()
+parser.add_argument('--verbose', '-v', action='count', default=0)
+commands = parser.add_subparsers(dest='cmd', required=True)
+fit = commands.add_parser('fit', aliases=['f'])
+fit.add_argument('--lr', type=float, default=0.1)
+fit.add_argument('data', type=pathlib.Path)
+eval_ = commands.add_parser('eval')
+eval_.add_argument('--lr', type=int, default=7)
+parsed = parser.parse_args()
+print('GOT', sorted(vars(parsed).items()))
+"""
+
+
+def test_subcommands(site: Site) -> None:
+    here, there = here_and_there(site, ARGPARSE.format(body=SUBCOMMANDS), "-vv", "fit", "--lr", "0.5", "a b")
+    assert "('lr', 0.5)" in here[0]
+    assert there == here
+    task = min(site.tasks(), key=lambda task: task["created"])
+    args = {name: item["value"] for name, item in task["hyperparams"]["Args"].items()}
+    assert (args["cmd"], args["lr"]) == ("fit", "0.5")
+
+
+# --- argparse --------------------------------------------------------------------------------------------------------
+
+ODD = [
+    "",
+    " ",
+    "a b",
+    "don't",
+    '"',
+    "line\nline",
+    "größe",
+    "None",
+    "[1,2]",
+    "-1",
+    "$HOME",
+    "%s {x}",
+    "\\",
+    "a=b",
+    "\udcff",
+]
+CASES = {
+    "nested": (
+        """
+parser = argparse.ArgumentParser()
+one = parser.add_subparsers()
+fit = one.add_parser('fit')
+two = fit.add_subparsers(dest='model', required=True)
+net = two.add_parser('net')
+net.add_argument('--layers', type=int, nargs='+', default=[1])
+net.set_defaults(func=len, preset='x')
+other = two.add_parser('tree')
+other.add_argument('--layers', default='none')
+got = parser.parse_args()
+""",
+        ["fit", "net", "--layers", "2", "3"],
+    ),
+    "no dest": (
+        """
+parser = argparse.ArgumentParser()
+commands = parser.add_subparsers(required=False, title='commands')
+commands.add_parser('fit').add_argument('--lr', type=float)
+got = parser.parse_args()
+""",
+        ["fit", "--lr", "-1e-3"],
+    ),
+    "no subcommand": (
+        """
+parser = argparse.ArgumentParser()
+parser.add_argument('--x', default=1.5)
+commands = parser.add_subparsers(dest='cmd')
+commands.add_parser('fit').add_argument('--lr', type=float)
+got = parser.parse_args()
+""",
+        ["--x", "None"],
+    ),
+    "odd words": (
+        "parser = argparse.ArgumentParser(); parser.add_argument('words', nargs='*'); got = parser.parse_args()",
+        ["--", *ODD],
+    ),
+    "odd values": (
+        """
+parser = argparse.ArgumentParser()
+for number in range(%d): parser.add_argument('--w%%d' %% number)
+got = parser.parse_args()
+"""
+        % len(ODD),
+        [f"--w{number}={word}" for number, word in enumerate(ODD)],
+    ),
+    "actions": (
+        """
+parser = argparse.ArgumentParser(fromfile_prefix_chars='@')
+parser.add_argument('--on', action='store_true')
+parser.add_argument('--off', action='store_false')
+parser.add_argument('--count', '-c', action='count')
+parser.add_argument('--const', action='store_const', const=[1], default=None)
+parser.add_argument('--append', action='append', nargs=2, type=float)
+parser.add_argument('--extend', action='extend', nargs='+', default=['x'])
+parser.add_argument('--add', action='append_const', dest='added', const=7)
+parser.add_argument('--cache', action=argparse.BooleanOptionalAction, default=True)
+parser.add_argument('--maybe', nargs='?', const=5, default=None, type=int)
+parser.add_argument('--pair', nargs=2, type=int, default=(1, 2))
+parser.add_argument('--choice', choices=['a', 'b'], default='a')
+parser.add_argument('--suppressed', default=argparse.SUPPRESS)
+parser.add_argument('--truth', type=bool, default=False)
+parser.add_argument('--json', type=json.loads, default='{"a": [1]}')
+parser.add_argument('--names', type=lambda text: set(text.split(',')), default=None)
+parser.add_argument('--path', type=pathlib.Path, default=pathlib.Path('/x'))
+parser.add_argument('rest', nargs=argparse.REMAINDER)
+got = parser.parse_args()
+if got.names: got.names = sorted(got.names)
+""",
+        "--on --off -ccc --const --append 1 2 --append 3 4 --extend a b --extend c --add --add --no-cache --maybe --pair 3 4 "
+        '--cho b --truth False --json {"b":null} --names b,a,c --path . one --on -- two'.split(" "),
+    ),
+    "no words": (
+        """
+parser = argparse.ArgumentParser()
+parser.add_argument('--none')
+parser.add_argument('--tuple', type=int, nargs=2, default=(1, 2))
+parser.add_argument('--dict', type=json.loads, default={'a': (1,)})
+parser.add_argument('--whole', type=float, default=3)
+parser.add_argument('--flag', action='store_true', default=None)
+parser.add_argument('--text', type=int, default='7')
+got = parser.parse_args()
+""",
+        [],
+    ),
+    "several parses": (
+        """
+first = argparse.ArgumentParser(add_help=False)
+first.add_argument('--config', default='none')
+one, rest = first.parse_known_args()
+second = argparse.ArgumentParser(parents=[first])
+second.add_argument('--lr', type=float, default=0.1)
+second.add_argument('--seed', type=int, default=random.randrange(10**9))
+second.set_defaults(lr=0.3 if one.config != 'none' else 0.2)
+two, unknown = second.parse_known_args(rest)
+third = second.parse_args(['--seed', '3'])
+got = argparse.Namespace(one=one, rest=rest, two=two, unknown=unknown, third=third)
+""",
+        ["--config", "c.yaml", "--what", "--seed=5"],
+    ),
+    "defaults of this machine": (
+        """
+parser = argparse.ArgumentParser()
+parser.add_argument('--seed', default=random.random())
+parser.add_argument('--name', default='run ' + str(random.random()))
+parser.add_argument('--pid', type=int, default=str(os.getpid()))
+parser.add_argument('--where', type=os.path.abspath, default=None)
+commands = parser.add_subparsers(dest='cmd')
+commands.add_parser('fit').add_argument('--out', default=pathlib.Path(str(random.random())))
+got = parser.parse_args()
+""",
+        ["fit"],
+    ),
+    "intermixed": (
+        """
+parser = argparse.ArgumentParser()
+parser.add_argument('--lr', type=float, default=1)
+parser.add_argument('files', nargs='*')
+got = parser.parse_intermixed_args()
+""",
+        ["a", "--lr", "2", "b"],
+    ),
+    "sys.argv": (
+        "got = [list(sys.argv[1:]), len(sys.argv), '--x' in sys.argv, [*sys.argv][2:], (sys.argv + ['z'])[-2:]]",
+        ["--x", "a b", "c"],
+    ),
+    "fire": (
+        """
+import fire
+class Tool:
+    def __init__(self, root='r'): self.root = root
+    def fit(self, lr, *more, deep=False, names=()): return print('GOT', [self.root, lr, more, deep, names])
+fire.Fire(Tool)
+got = None
+""",
+        ["fit", "0.5", "[1,2]", "x", "--deep", "--root", "None", "--names=a,b"],
+    ),
+    "jsonargparse": (
+        """
+import jsonargparse
+from typing import List, Optional
+parser = jsonargparse.ArgumentParser()
+parser.add_argument('--seed', type=Optional[int], default=None)
+commands = parser.add_subcommands()
+fit = jsonargparse.ArgumentParser()
+fit.add_argument('--model.lr', type=float, default=0.1)
+fit.add_argument('--layers', type=List[int], default=[1])
+commands.add_subcommand('fit', fit)
+got = parser.parse_args().as_dict()
+""",
+        ["--seed=3", "fit", "--model.lr", "0.5", "--layers=[2,3]"],
+    ),
+}
+END = """
+if isinstance(got, argparse.Namespace): got = sorted(vars(got).items(), key=lambda item: str(item[0]))
+print('GOT', ascii(got), flush=True)
+os._exit(0)  # The SDK waits long at the end, and all that counts is recorded.
+"""
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_was_parsed_here_is_parsed_there(site: Site, case: str) -> None:
+    body, words = CASES[case]
+    here, there = here_and_there(site, ARGPARSE.format(body=body + END), *words)
+    assert here
+    assert there == here
