@@ -37,7 +37,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def site(tmp_path: Path, server: Server) -> Iterator[Site]:
-    yield Site(tmp_path, server)
+    made = Site(tmp_path, server)
+    conf = json.loads((tmp_path / "clearml.conf").read_text())
+    # One process only: these tests end it as soon as they have seen enough, and nothing may go on without it.
+    conf["sdk"]["development"] = {"report_use_subprocess": False}
+    (tmp_path / "clearml.conf").write_text(json.dumps(conf))
+    yield made
     with server.login() as api:
         for task in api.call("tasks.get_all", only_fields=["id"])["tasks"]:
             api.call("tasks.delete", task=task["id"], force=True)
@@ -186,10 +191,9 @@ got = parser.parse_args()
     "odd values": (
         """
 parser = argparse.ArgumentParser()
-for number in range(%d): parser.add_argument('--w%%d' %% number)
+for number in range(16): parser.add_argument(f'--w{number}')
 got = parser.parse_args()
-"""
-        % len(ODD),
+""",
         [f"--w{number}={word}" for number, word in enumerate(ODD)],
     ),
     "actions": (
@@ -215,8 +219,24 @@ parser.add_argument('rest', nargs=argparse.REMAINDER)
 got = parser.parse_args()
 if got.names: got.names = sorted(got.names)
 """,
-        "--on --off -ccc --const --append 1 2 --append 3 4 --extend a b --extend c --add --add --no-cache --maybe --pair 3 4 "
-        '--cho b --truth False --json {"b":null} --names b,a,c --path . one --on -- two'.split(" "),
+        [
+            *("--on", "--off", "-ccc", "--const", "--append", "1", "2", "--append", "3", "4", "--extend", "a", "b"),
+            *("--extend", "c", "--add", "--add", "--no-cache", "--maybe", "--pair", "3", "4", "--cho", "b"),
+            *(
+                "--truth",
+                "False",
+                "--json",
+                '{"b":null}',
+                "--names",
+                "b,a,c",
+                "--path",
+                ".",
+                "one",
+                "--on",
+                "--",
+                "two",
+            ),
+        ],
     ),
     "no words": (
         """
@@ -312,3 +332,316 @@ def test_what_was_parsed_here_is_parsed_there(site: Site, case: str) -> None:
     here, there = here_and_there(site, ARGPARSE.format(body=body + END), *words)
     assert here
     assert there == here
+
+
+CLICK = """
+import os, click
+task = None
+@click.group(chain=True)
+@click.option('--root', default='r')
+@click.option('--token', envvar='TOKEN', required=True)
+def tool(root, token): print('GOT', ['tool', root, token], flush=True)
+@tool.command()
+@click.option('--lr', type=float, default=0.1)
+@click.option('--tag', multiple=True)
+@click.option('--pair', nargs=2, type=int)
+@click.option('--deep/--flat', default=True)
+@click.argument('data', type=click.Path())
+def fit(lr, tag, pair, deep, data):
+    init_clearml('words', project='team/training')
+    print('GOT', ['fit', lr, tag, pair, deep, data], flush=True)
+@tool.command()
+@click.option('--lr', type=int, default=7)
+def check(lr):
+    print('GOT', ['check', lr], flush=True)
+    os._exit(0)
+tool()
+"""
+CLICK_WORDS = [
+    "--root",
+    "a b",
+    "fit",
+    "--lr",
+    "0",
+    "--tag",
+    "-x",
+    "--tag",
+    "",
+    "--pair",
+    "1",
+    "2",
+    "--flat",
+    "d",
+    "check",
+]
+TYPER = """
+import os, typer
+from typing import List, Optional
+from pathlib import Path
+app = typer.Typer()
+sub = typer.Typer()
+app.add_typer(sub, name='model')
+@app.callback()
+def main(verbose: bool = False, token: str = typer.Option(..., envvar='TOKEN')): print('GOT', ['main', verbose, token])
+@sub.command()
+def fit(data: Path, lr: float = 0.1, tag: Optional[List[str]] = None, deep: bool = True):
+    init_clearml('words', project='team/training')
+    print('GOT', ['fit', data, lr, tag, deep], flush=True)
+    os._exit(0)
+@sub.command()
+def check(): pass
+app()
+"""
+TYPER_WORDS = ["--verbose", "model", "fit", "a b", "--lr", "0.5", "--tag", "x", "--tag", "y", "--no-deep"]
+
+
+@pytest.mark.parametrize(("script", "words"), [(CLICK, CLICK_WORDS), (TYPER, TYPER_WORDS)], ids=["click", "typer"])
+def test_commands_of_click_and_typer(site: Site, script: str, words: list[str]) -> None:
+    here, there = here_and_there(site, script, *words, TOKEN="secret")
+    assert len(here) >= 2
+    assert there == here
+    recorded = min(site.tasks(), key=lambda task: task["created"])
+    code, out, err = start_as_agent(site, clone(site, recorded["id"], {"Args/fit/lr": "0.25", "Args/fit/tag": "['z']"}))
+    assert code == 0, err
+    (fit,) = [line for line in printed(out) if "'fit'" in line]
+    assert "0.25" in fit
+    assert "z" in fit
+
+
+HYDRA = """
+import os, hydra
+from omegaconf import OmegaConf
+@hydra.main(version_base=None, config_path='conf', config_name='config')
+def main(cfg):
+    init_clearml('words', project='team/training'{queue})
+    print('GOT', OmegaConf.to_container(cfg), flush=True)
+    os._exit(0)
+main()
+"""
+
+
+def with_hydra(site: Site, queue: str = "") -> None:
+    for name, text in {
+        "config.yaml": "defaults:\n  - _self_\n  - db: mysql\nlr: 0.1\nlist: [1]\n",
+        "db/mysql.yaml": "kind: mysql\n",
+        "db/pg.yaml": "kind: pg\n",
+    }.items():
+        (site.tree / "conf" / name).parent.mkdir(parents=True, exist_ok=True)
+        (site.tree / "conf" / name).write_text(text)
+    (site.tree / ".gitignore").write_text("outputs\nmultirun\n")
+    site.write(HYDRA.format(queue=queue))
+
+
+def test_overrides_of_hydra_and_their_edits(site: Site) -> None:
+    with_hydra(site)
+    code, here, err = site.run("db=pg", "lr=0.5", "+new.key='a b'", "list=[2,3]", "~db.kind")
+    assert code == 0, err
+    assert "'a b'" in printed(here)[0]
+    task = only_task(site)["id"]
+    code, there, err = start_as_agent(site, clone(site, task))
+    assert code == 0, err
+    assert printed(there) == printed(here)
+    code, there, err = start_as_agent(site, clone(site, task, {"Hydra/lr": "0.25", "Hydra/db": "mysql"}))
+    assert code == 0, err
+    (got,) = printed(there)
+    assert "'lr': 0.25" in got
+    assert "'list': [2, 3]" in got
+
+
+def test_a_sweep_of_hydra_is_refused(site: Site) -> None:
+    with_hydra(site, ", queue='all_gpus'")
+    code, _, err = site.run("--multirun", "lr=1,2")
+    assert code != 0
+    assert "a sweep of Hydra (--multirun) is several runs" in err
+    assert site.tasks() == []
+
+
+EDITED = """
+parser = argparse.ArgumentParser()
+parser.add_argument('--flag', action='store_true')
+parser.add_argument('--count', '-c', action='count', default=0)
+commands = parser.add_subparsers(dest='cmd')
+fit = commands.add_parser('fit')
+fit.add_argument('--lr', type=float, default=0.1)
+fit.add_argument('--layers', type=int, nargs='*')
+fit.add_argument('--tag', action='append')
+fit.add_argument('--kind', choices=['a', 'b'])
+fit.add_argument('--names', type=lambda text: set(text.split(',')))
+fit.add_argument('--path', type=pathlib.Path)
+fit.add_argument('data')
+commands.add_parser('eval')
+got = parser.parse_args()
+if got.names: got.names = sorted(got.names)
+"""
+EDITED_WORDS = ["--flag", "-c", "fit", "--lr=0.5", "--layers", "1", "2", "--tag=a", "--tag=b", "--names=d,e,f", "data"]
+
+
+def test_edited_parameters_win(site: Site) -> None:
+    site.write(ARGPARSE.format(body=EDITED + END))
+    code, _, err = site.run(*EDITED_WORDS)
+    assert code == 0, err
+    task = only_task(site)["id"]
+    edits = {
+        "lr": "1e-3",
+        "layers": "[3]",
+        "tag": '["c, d"]',
+        "kind": "b",
+        "flag": "False",
+        "path": "x y",
+        "data": "-z",
+    }
+    code, out, err = start_as_agent(site, clone(site, task, {f"Args/{name}": value for name, value in edits.items()}))
+    assert code == 0, err
+    (got,) = printed(out)
+    assert got == (
+        "GOT [('cmd', 'fit'), ('count', 1), ('data', '-z'), ('flag', False), ('kind', 'b'), ('layers', [3]), "
+        "('lr', 0.001), ('names', ['d', 'e', 'f']), ('path', PosixPath('x y')), ('tag', ['c, d'])]"
+    )
+    for edited, told in (
+        ({"Args/lr": "fast"}, "Args/lr was edited to 'fast'"),
+        ({"Args/kind": "c"}, "Args/kind was edited to 'c'"),
+        ({"Args/cmd": "eval"}, "edit 'words' of the configuration object command_line"),
+    ):
+        code, out, err = start_as_agent(site, clone(site, task, edited))
+        assert code == 2
+        assert told in err
+        assert printed(out) == []
+
+
+def test_edited_words_count(site: Site) -> None:
+    site.write(ARGPARSE.format(body=EDITED + END))
+    code, _, err = site.run(*EDITED_WORDS)
+    assert code == 0, err
+    made = clone(site, only_task(site)["id"], {"Args/flag": "True"}, words=["eval"])
+    code, out, err = start_as_agent(site, made)
+    assert code == 0, err
+    assert printed(out) == ["GOT [('cmd', 'eval'), ('count', 0), ('flag', True)]"]
+
+
+@pytest.mark.parametrize("edit", ["fire", "jsonargparse"])
+def test_edits_of_other_parsers(site: Site, edit: str) -> None:
+    body, words = CASES[edit]
+    site.write(ARGPARSE.format(body=body + END))
+    code, _, err = site.run(*words)
+    assert code == 0, err
+    task = only_task(site)
+    args = {name: item["value"] for name, item in task["hyperparams"]["Args"].items()}
+    print(args)
+    edits = {"fire": {"Args/fit/lr": "0.25"}, "jsonargparse": {"Args/fit.model.lr": "0.25"}}[edit]
+    code, out, err = start_as_agent(site, clone(site, task["id"], edits))
+    assert code == 0, err
+    assert "0.25" in printed(out)[0]
+
+
+# --- into the queue --------------------------------------------------------------------------------------------------
+
+READ_BEFORE = """
+import argparse, sys
+parser = argparse.ArgumentParser()
+parser.add_argument('--lr', type=float)
+parsed = parser.parse_args()
+from clearml_client import init_clearml
+init_clearml('words', project='team/training', queue='all_gpus')
+print('GOT', parsed.lr)
+"""
+LATER = """
+import sys
+def main():
+    lr = sys.argv[2]
+    from clearml_client import init_clearml
+    init_clearml('words', project='team/training', queue='all_gpus')
+    print('GOT', lr)
+main()
+"""
+PLAIN = """
+import sys
+from clearml_client import init_clearml
+lr = sys.argv[2]
+init_clearml('words', project='team/training', queue='all_gpus')
+print('GOT', lr)
+"""
+PLAIN_LATER = """
+import sys
+from clearml_client import init_clearml
+init_clearml('words', project='team/training', queue='all_gpus')
+lr = sys.argv[2]
+print('GOT', lr)
+"""
+GETOPT = """
+import getopt, sys
+from clearml_client import init_clearml
+init_clearml('words', project='team/training', queue='all_gpus')
+print('GOT', dict(getopt.getopt(sys.argv[1:], '', ['lr='])[0])['--lr'])
+"""
+
+
+@pytest.mark.parametrize(
+    "script", [READ_BEFORE, LATER, PLAIN, PLAIN_LATER, GETOPT], ids=["argparse", "late", "plain", "after", "getopt"]
+)
+def test_words_travel_whoever_reads_them(site: Site, script: str) -> None:
+    site.write("")
+    (site.tree / "train.py").write_text(script)
+    code, out, err = site.run("--lr", "0.5")
+    assert code == 0, err
+    assert printed(out) == []
+    task = only_task(site)
+    assert task["status"] == "queued"
+    code, out, err = start_as_agent(site, task["id"])
+    assert code == 0, err
+    assert printed(out) == ["GOT 0.5"]
+
+
+def test_a_module_and_its_words(site: Site) -> None:
+    (site.tree / "pack").mkdir()
+    (site.tree / "pack" / "__init__.py").write_text("")
+    site.write("")
+    (site.tree / "pack" / "train.py").write_text(HEAD_OF_MODULE)
+    site.git("add", ".")
+    site.git("commit", "--quiet", "--message=Module")
+    site.git("push", "--quiet", "origin", "main")
+    words = ["-m", "pack.train", "fit", "--name", "it's a b"]
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=site.tree,
+        env={**os.environ, "CLEARML_CONFIG_FILE": str(site.folder / "clearml.conf")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    task = only_task(site)
+    assert task["script"]["entry_point"] == "-m pack.train"
+    code, out, err = start_as_agent(site, task["id"], "-m", "pack.train")
+    assert code == 0, err
+    assert printed(out) == ["GOT fit it's a b"]
+
+
+HEAD_OF_MODULE = """
+import argparse
+from clearml_client import init_clearml
+init_clearml('words', project='team/training', queue='all_gpus')
+parser = argparse.ArgumentParser()
+commands = parser.add_subparsers(dest='cmd')
+commands.add_parser('fit').add_argument('--name')
+parsed = parser.parse_args()
+print('GOT', parsed.cmd, parsed.name)
+"""
+
+
+def test_programs_that_the_experiment_starts_keep_their_words(site: Site) -> None:
+    (site.tree / "tool.py").write_text(
+        "import argparse, clearml_client\n"
+        "parser = argparse.ArgumentParser(); parser.add_argument('--lr')\n"
+        "print('GOT tool', parser.parse_args().lr)\n"
+    )
+    body = """
+import subprocess
+parser = argparse.ArgumentParser(); parser.add_argument('--lr', type=float)
+print('GOT', parser.parse_args().lr, flush=True)
+subprocess.run([sys.executable, 'tool.py', '--lr', 'own'], check=True)
+subprocess.run([sys.executable, '-m', 'clearml_client', '--help'], check=True, stdout=subprocess.DEVNULL)
+os._exit(0)
+"""
+    here, there = here_and_there(site, ARGPARSE.format(body=body), "--lr", "0.5")
+    assert here == ["GOT 0.5", "GOT tool own"]
+    assert there[0] == "GOT 0.5"

@@ -15,17 +15,25 @@ from . import _command_line, _distributed
 from ._config import Settings, image_for, load, script_folder
 from ._errors import ClearmlClientError
 from ._git import reasons_not_reproducible
+from ._given import (
+    PROJECT_VARIABLE,
+    check_parts,
+    checked_kind,
+    checked_name,
+    checked_output_uri,
+    checked_project,
+    checked_queue,
+    checked_tags,
+)
 from ._images import check_image
 from ._logging import calm_progress_bars, install_handler
 from ._offline import make_models_storable
 from ._sdk import correct
+from ._server import check_server, told
 
 __all__ = ["PROJECT_VARIABLE", "QUEUE_VARIABLE", "init_clearml"]
 
-PROJECT_VARIABLE = "CLEARML_PROJECT"
 QUEUE_VARIABLE = "CLEARML_QUEUE"
-_SHORTEST = 3
-"""Characters that the server wants of a name (read in its schema, measured: HTTP 400)."""
 
 
 def init_clearml(
@@ -67,15 +75,21 @@ def init_clearml(
             keys. Nothing has been registered then.
     """
     remote = not Task.running_locally()
-    name = _checked_name(task_name)
-    labels = _checked_tags(tags)
+    name = checked_name(task_name)
+    labels = checked_tags(tags)
+    output_uri = checked_output_uri(output_uri)
+    queue = checked_queue(queue)
     settings = load()
-    project_name = _checked_project(project, kind, settings, needed=not remote)
+    project_name = checked_project(project, checked_kind(kind), settings, needed=not remote)
     rank = _distributed.current_rank()
     earlier: Optional[Task] = Task.current_task()
     if earlier is not None and not remote:
         _say("ClearML was used before init_clearml: this run stays the experiment {!r} ({})", earlier.name, earlier.id)
         return earlier
+    if not remote and not Task.is_offline():
+        check_server()
+    if not remote and project_name is not None:
+        check_parts(project_name)
     if rank is not None and rank.rank > 0:
         _distributed.join(rank, None if not remote else os.environ.get("CLEARML_TASK_ID"))
     elif not remote:
@@ -88,7 +102,10 @@ def init_clearml(
         if queue:
             _command_line.check_can_travel()
     calm_progress_bars()
-    task = _registered(project_name, name, labels, output_uri)
+    try:
+        task = _registered(project_name, name, labels, output_uri)
+    except Exception as error:  # the SDK raises whatever the layer that failed does
+        raise told(error) from error
     if task.is_offline():
         make_models_storable()
     if remote and output_uri is not False and not task.output_uri:
@@ -223,44 +240,3 @@ def _tell_where(task: Task, *, remote: bool, queue: Optional[str]) -> None:
 
 def _say(text: str, *values: object) -> None:
     print("clearml_client: {}".format(text.format(*values)), file=sys.stderr, flush=True)
-
-
-# ---------------------------------------------------------------- what was given
-
-
-def _checked_name(task_name: str) -> str:
-    if not isinstance(task_name, str) or not task_name.strip():
-        raise ClearmlClientError("task_name: expected a name, such as 'digits', got {!r}".format(task_name))
-    if len(task_name.strip()) < _SHORTEST:
-        raise ClearmlClientError("task_name: the server takes names from 3 characters on, got {!r}".format(task_name))
-    return task_name.strip()
-
-
-def _checked_tags(tags: Sequence[str]) -> Sequence[str]:
-    if isinstance(tags, str):
-        raise ClearmlClientError("tags: expected a list of strings, write [{!r}]".format(tags))
-    wrong = [tag for tag in tags if not isinstance(tag, str) or not tag.strip()]
-    if wrong:
-        raise ClearmlClientError("tags: expected non-empty strings, got {!r}".format(wrong))
-    return list(tags)
-
-
-def _checked_project(project: Optional[str], kind: Optional[str], settings: Settings, *, needed: bool) -> Optional[str]:
-    chosen = project if project is not None else os.environ.get(PROJECT_VARIABLE) or settings.project
-    if chosen is None and settings.team:
-        chosen = "{}/{}".format(settings.team, kind or settings.kind)
-    if chosen is None:
-        if needed:
-            raise ClearmlClientError(
-                "no project: write team = 'perception' under [tool.clearml_client] in the repository's pyproject.toml, "
-                "pass project='<team>/<kind>' to init_clearml, such as 'perception/training', "
-                "or set {}".format(PROJECT_VARIABLE)
-            )
-        return None
-    if any(not part.strip() for part in chosen.split("/")):
-        raise ClearmlClientError(
-            "project: expected a path such as 'perception/training' with no empty part, got {!r}".format(chosen)
-        )
-    if len(chosen) < _SHORTEST:
-        raise ClearmlClientError("project: the server takes names from 3 characters on, got {!r}".format(chosen))
-    return chosen

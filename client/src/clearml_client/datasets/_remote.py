@@ -183,6 +183,14 @@ class Server:
                 break
         return names
 
+    def dataset_projects(self, name: str) -> List[str]:
+        """Return the projects that have a dataset of this name, sorted."""
+        ending = f"/.datasets/{name}"
+        found = self.call(
+            "projects.get_all", name=f"{re.escape(ending)}$", search_hidden=True, only_fields=["id", "name"]
+        ).get("projects", [])
+        return sorted(str(item["name"])[: -len(ending)] for item in found if str(item["name"]).endswith(ending))
+
     def project_names(self, ids: Sequence[str]) -> Dict[str, str]:
         """Return name by id."""
         if not ids:
