@@ -471,7 +471,7 @@ fit.add_argument('--path', type=pathlib.Path)
 fit.add_argument('data')
 commands.add_parser('eval')
 got = parser.parse_args()
-if got.names: got.names = sorted(got.names)
+if getattr(got, 'names', None): got.names = sorted(got.names)
 """
 EDITED_WORDS = ["--flag", "-c", "fit", "--lr=0.5", "--layers", "1", "2", "--tag=a", "--tag=b", "--names=d,e,f", "data"]
 
@@ -575,8 +575,29 @@ print('GOT', dict(getopt.getopt(sys.argv[1:], '', ['lr='])[0])['--lr'])
 """
 
 
+IN_FUNCTION = """
+import sys
+def main():
+    from clearml_client import init_clearml
+    init_clearml('words', project='team/training', queue='all_gpus')
+    print('GOT', sys.argv[2])
+main()
+"""
+
+
+@pytest.mark.parametrize("script", [READ_BEFORE, LATER], ids=["argparse", "plain"])
+def test_words_that_were_read_before_the_client_was_imported_are_refused(site: Site, script: str) -> None:
+    site.write("")
+    (site.tree / "train.py").write_text(script)
+    code, out, err = site.run("--lr", "0.5")
+    assert code == 1
+    assert printed(out) == []
+    assert "its command line was read before clearml_client was imported" in err
+    assert site.tasks() == []
+
+
 @pytest.mark.parametrize(
-    "script", [READ_BEFORE, LATER, PLAIN, PLAIN_LATER, GETOPT], ids=["argparse", "late", "plain", "after", "getopt"]
+    "script", [IN_FUNCTION, PLAIN, PLAIN_LATER, GETOPT], ids=["function", "plain", "after", "getopt"]
 )
 def test_words_travel_whoever_reads_them(site: Site, script: str) -> None:
     site.write("")

@@ -16,19 +16,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ._errors import ClearmlClientError
-
-try:
-    from clearml import Logger, Task
-except Exception as error:
-    # The SDK reads clearml.conf as it is imported. Its own error is not a subclass of anything that could be named.
-    if type(error).__name__ != "ConfigurationError":
-        raise
-    raise ClearmlClientError(
-        "clearml.conf cannot be read: mend it, or copy it from the site's operator again ({})".format(error)
-    ) from None
+from clearml import Logger, Task
 
 from . import _command_line
+from ._errors import ClearmlClientError
 from ._init import init_clearml
 from ._logging import ClearmlHandler
 

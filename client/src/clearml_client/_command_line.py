@@ -13,6 +13,8 @@ import contextlib
 import gc
 import json
 import linecache
+import os
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +57,10 @@ _SWEEP = (
     "start each run by itself, without --multirun"
 )
 _PARSERS = ("parse_args", "parse_known_args", "parse_intermixed_args", "parse_known_intermixed_args")
+# What runs a script inside of its own process.
+_STARTERS = ("importlib", "runpy", "clearml_client", "pdb", "bdb", "debugpy", "_pydevd_bundle", "cProfile", "coverage")
+_READERS = ("click", "typer", "fire", "hydra", "jsonargparse", "absl", "docopt")
+_READ = re.compile(r"\bargv\b|\.parse_(known_)?(intermixed_)?args\(")
 # Readers that look at sys.argv for other reasons than to parse it.
 _BLIND = ("clearml", "clearml_client", "multiprocessing", "runpy", "importlib", "logging", "warnings", "pdb", "bdb")
 
@@ -64,6 +70,7 @@ class _Local:
     """What is known of this process's command line."""
 
     words: List[str] = field(default_factory=list)
+    process: int = field(default_factory=os.getpid)
     defaults: Dict[str, List[Any]] = field(default_factory=dict)
     """By parameter, such as ``Args/seed``: the values that came from no word, one for each time it was parsed."""
     arguments: Dict[str, str] = field(default_factory=dict)
@@ -74,6 +81,8 @@ class _Local:
     waiting: Optional[Callable[[], Any]] = None
     task: Optional[Task] = None
     sent: str = ""
+    read_before: bool = False
+    """The words were read before this package was imported."""
     sweep: bool = False
     """Hydra was started with ``--multirun``."""
 
@@ -188,6 +197,9 @@ def record(task: Task) -> None:
     """Write the command line of this process into its experiment, with what is known of it so far."""
     if task.is_offline():
         return
+    if _local.task is None:
+        # Parsers that run later write parameters too. Registered after the SDK's own end, so called before it.
+        atexit.register(_record_at_exit)
     _local.task = task
     if _local.arguments:
         task.update_parameters(dict(_local.arguments))
@@ -206,6 +218,13 @@ def record(task: Task) -> None:
         task.set_configuration_object(CONFIGURATION, config_text=text, description=_DESCRIPTION, config_type="JSON")
         _local.sent = text
     _leave_words_out_of_the_entry_point(task)
+
+
+def _record_at_exit() -> None:
+    task = _local.task
+    if task is not None and os.getpid() == _local.process:
+        with contextlib.suppress(Exception):  # what is missing is only a help for edits of a clone
+            record(task)
 
 
 def _leave_words_out_of_the_entry_point(task: Task) -> None:
@@ -236,11 +255,16 @@ def prove(task: Task) -> None:
 
 
 def check_can_travel() -> None:
-    """Refuse a run that is one of several of this process.
+    """Refuse a command line that cannot be given again in a queue.
 
     Raises:
-        ClearmlClientError: It is a run of a sweep of Hydra.
+        ClearmlClientError: It was read before this package was imported, or it is a sweep of Hydra.
     """
+    if _local.read_before and _local.words:
+        raise ClearmlClientError(
+            "the run cannot go to a queue: its command line was read before clearml_client was imported, and would be "
+            "empty there; write `from clearml_client import init_clearml` above what reads it, at the top of the script"
+        )
     hydra = sys.modules.get("hydra.core.hydra_config")
     if _local.sweep or (hydra is not None and hydra.HydraConfig.initialized() and _mode_of(hydra) == "MULTIRUN"):
         raise ClearmlClientError(_SWEEP)
@@ -321,20 +345,26 @@ def watch() -> None:
 
 
 def _may_have_been_read(frame: Any) -> bool:
-    """Tell whether the words may have been read before this package was imported."""
+    """Tell whether the words may have been read before this package was imported; note it where they were for sure.
+
+    In a queue, what runs before the import has no words: it may end there, before this package could mend it.
+    """
+    late = False
     while frame is not None:
-        name, module = frame.f_code.co_name, str(frame.f_globals.get("__name__", ""))
-        root = module.split(".")[0]
-        if root not in ("importlib", "runpy", "clearml_client", "_frozen_importlib") and "frozen" not in str(
-            frame.f_code.co_filename
-        ):
-            if name != "<module>":
-                return True
-            before = linecache.getlines(frame.f_code.co_filename)[: max(frame.f_lineno - 1, 0)]
-            if any("argv" in line for line in before):
-                return True
+        name, file = frame.f_code.co_name, str(frame.f_code.co_filename)
+        root = str(frame.f_globals.get("__name__", "")).split(".")[0]
+        if root in _READERS:
+            _local.read_before = True
+        elif "frozen" not in file and root not in _STARTERS:
+            late = late or name != "<module>"
+            first = frame.f_code.co_firstlineno if name != "<module>" else 1
+            before = linecache.getlines(file)[first - 1 : max(frame.f_lineno - 1, 0)]
+            if any(_READ.search(line.partition("#")[0]) for line in before):
+                _local.read_before = True
         frame = frame.f_back
-    return any(isinstance(thing, argparse.Namespace) for thing in gc.get_objects())
+    if any(isinstance(thing, argparse.Namespace) for thing in gc.get_objects()):
+        _local.read_before = True
+    return late or _local.read_before
 
 
 def hand_over_when_read(hand_over: Callable[[], Any], warn: Callable[[], None]) -> bool:

@@ -379,7 +379,7 @@ def _edit_click(edits: _Edits, command: Any, ctx: Any) -> None:
 def _install_fire(edits: _Edits) -> None:
     core: Any = sys.modules["fire.core"]
     make = core._MakeParseFn
-    commands = [key for key, value in edits.recorded.said.items() if value == "True"]
+    commands = [key for key, value in edits.recorded.now.items() if value == "True"]
 
     def edited(keys: Tuple[str, ...], value: Any) -> Tuple[bool, Any]:
         text = edits.text(keys, value)
@@ -476,7 +476,8 @@ def _install_jsonargparse(edits: _Edits) -> None:
         depth[0] += 1
         try:
             if depth[0] == 1:
-                args = _edited_words(edits, list(sys.argv[1:] if args is None else args))
+                args = list(sys.argv[1:] if args is None else args)
+                args = _edited_words(edits, args, lambda: original(self, args, *rest, **kwargs))
             return original(self, args, *rest, **kwargs)
         finally:
             depth[0] -= 1
@@ -484,16 +485,26 @@ def _install_jsonargparse(edits: _Edits) -> None:
     parser.parse_args = parse_args
 
 
-def _edited_words(edits: _Edits, words: List[str]) -> List[str]:
+def _edited_words(edits: _Edits, words: List[str], parse: Callable[[], Any]) -> List[str]:
     """Return words with those for edited parameters: in front, or, for a subcommand's, at the end."""
-    said, now = edits.recorded.said, edits.recorded.now
+    said, now = dict(edits.recorded.said), edits.recorded.now
     if not set(words) <= set(edits.recorded.words):
         return words
-    if "Args/subcommand" in edits.edited:
+    edited = dict(edits.edited)
+    if any(key.startswith("Args/") and key not in said for key in now):
+        # Recorded by a run that broke off before its parameters were noted: what the words give is what they were.
+        for name, value in parse().items():
+            text = edits.text(("Args/" + name,), value)
+            if text is not None:
+                edited["Args/" + name] = text
+            said.setdefault("Args/" + name, text_of(value)[0])
+    if "Args/subcommand" in edited:
         raise ClearmlClientError(_other_command("Args/subcommand"))
     subcommand = said.get("Args/subcommand", "")
     front, end = [], []
-    for key in edits.edited:
+    for key in edited:
+        if not key.startswith("Args/"):
+            continue
         name = key.partition("/")[2]
         for dotted, value in _leaves(name, said.get(key, ""), now.get(key, "")):
             if subcommand and dotted.startswith(subcommand + "."):

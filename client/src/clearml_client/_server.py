@@ -12,6 +12,7 @@ from clearml.backend_api import Session
 from clearml.backend_api.session.defs import ENV_ACCESS_KEY, ENV_AUTH_TOKEN, MissingConfigError
 from clearml.backend_api.session.session import LoginError
 from clearml.backend_config.defs import get_config_file
+from clearml.backend_config.errors import ConfigurationError
 from clearml.config import config_obj
 
 from ._errors import ClearmlClientError
@@ -35,6 +36,10 @@ def check_server() -> None:
         ClearmlClientError: ClearML is not configured, nothing answers, what answers is not a ClearML server, or it
             refuses the keys.
     """
+    try:
+        config_obj.get("api", None)  # it is read now, for the first time
+    except ConfigurationError as error:
+        raise told(error) from error
     if not (ENV_ACCESS_KEY.get() or ENV_AUTH_TOKEN.get() or config_obj.get("api.credentials.access_key", None)):
         raise ClearmlClientError(_NOT_CONFIGURED)
     host = str(Session.get_api_server_host())
@@ -119,6 +124,10 @@ def told(error: Exception) -> ClearmlClientError:
         return error
     if isinstance(error, MissingConfigError):
         return ClearmlClientError(_NOT_CONFIGURED)
+    if isinstance(error, ConfigurationError):
+        return ClearmlClientError(
+            "{} cannot be read: mend it, or copy it from the site's operator again ({})".format(_file(), error)
+        )
     if isinstance(error, LoginError):
         return ClearmlClientError(
             "the ClearML server refused the keys of this machine: create new ones on its page (Settings, Workspace) "

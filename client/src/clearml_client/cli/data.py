@@ -55,7 +55,7 @@ def _work(as_json: bool) -> Iterator[None]:
         else:
             typer.echo(f"clearml-client: {error}", err=True)
         raise typer.Exit(1) from error
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, LookupError, zipfile.BadZipFile) as error:
         # What the SDK, or a library of a store, raises: an address or a key alone is not an explanation.
         kind = type(error).__name__
         told = f"the server or the store did not do it ({kind}: {error}); `clearml-client doctor` looks for the reason"

@@ -113,9 +113,12 @@ class Server:
         from clearml.backend_api import Session
         from clearml.backend_api.session.defs import MissingConfigError
         from clearml.backend_api.session.session import LoginError
+        from clearml.backend_config.errors import ConfigurationError
 
         try:
             self._session = Session()
+        except ConfigurationError as error:
+            raise ClearmlClientError(f"clearml.conf cannot be read: mend it, or copy it again ({error})") from error
         except MissingConfigError as error:
             raise ClearmlClientError(
                 "ClearML is not configured on this machine: put the site's clearml.conf in your home directory, "
