@@ -512,10 +512,10 @@ def test_edited_words_count(site: Site) -> None:
     site.write(ARGPARSE.format(body=EDITED + END))
     code, _, err = site.run(*EDITED_WORDS)
     assert code == 0, err
-    made = clone(site, only_task(site)["id"], {"Args/flag": "True"}, words=["eval"])
+    made = clone(site, only_task(site)["id"], {"Args/count": "5"}, words=["eval"])
     code, out, err = start_as_agent(site, made)
     assert code == 0, err
-    assert printed(out) == ["GOT [('cmd', 'eval'), ('count', 0), ('flag', True)]"]
+    assert printed(out) == ["GOT [('cmd', 'eval'), ('count', 5), ('flag', False)]"]
 
 
 @pytest.mark.parametrize("edit", ["fire", "jsonargparse"])

@@ -8,6 +8,7 @@ and every parser reads them there; ``_restored`` does the queue's side.
 from __future__ import annotations
 
 import argparse
+import ast
 import atexit
 import contextlib
 import gc
@@ -18,7 +19,7 @@ import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Type
+from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple, Type
 
 from clearml import Task
 from clearml.binding.args import PatchArgumentParser
@@ -357,14 +358,35 @@ def _may_have_been_read(frame: Any) -> bool:
             _local.read_before = True
         elif "frozen" not in file and root not in _STARTERS:
             late = late or name != "<module>"
-            first = frame.f_code.co_firstlineno if name != "<module>" else 1
-            before = linecache.getlines(file)[first - 1 : max(frame.f_lineno - 1, 0)]
+            source = linecache.getlines(file)
+            if name == "<module>":
+                before = _statements(source, frame.f_lineno)
+            else:
+                before = source[frame.f_code.co_firstlineno - 1 : max(frame.f_lineno - 1, 0)]
             if any(_READ.search(line.partition("#")[0]) for line in before):
                 _local.read_before = True
         frame = frame.f_back
-    if any(isinstance(thing, argparse.Namespace) for thing in gc.get_objects()):
-        _local.read_before = True
+    # What a parser returned is still there. Others (jsonargparse) use the class for collections of classes.
+    for thing in gc.get_objects():
+        # Not isinstance: it would ask lazy objects for their class, and the SDK's read clearml.conf for it.
+        if issubclass(type(thing), argparse.Namespace) and not all(
+            isinstance(item, type) for item in vars(thing).values()
+        ):
+            _local.read_before = True
     return late or _local.read_before
+
+
+def _statements(source: List[str], line: int) -> List[str]:
+    """Return the lines of a module above a line that have run: all but those of functions and classes."""
+    try:
+        module = ast.parse("".join(source))
+    except (SyntaxError, ValueError):
+        return []
+    left_out: Set[int] = set()
+    for node in ast.walk(module):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            left_out.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    return [text for number, text in enumerate(source[: max(line - 1, 0)], 1) if number not in left_out]
 
 
 def hand_over_when_read(hand_over: Callable[[], Any], warn: Callable[[], None]) -> bool:
