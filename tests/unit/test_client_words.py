@@ -126,7 +126,7 @@ def started(folder: Path, conf: str) -> tuple[int, str]:
         env={**kept, "CLEARML_CONFIG_FILE": str(folder / "clearml.conf")},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     return done.returncode, done.stderr

@@ -85,7 +85,7 @@ def start_as_agent(site: Site, task: str, *entry: str, **variables: str) -> tupl
         },
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     print(done.stdout)
