@@ -427,6 +427,20 @@ def wait_for(look: Callable[[], object], seconds: float = 30) -> None:
         time.sleep(0.005)
 
 
+def test_a_dataset_of_a_sub_project_is_opened_and_one_elsewhere_is_told(store: Store, tmp_path: Path) -> None:
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    for name in ("a b", "c+#%.txt", "größe", "back\\slash", " lead"):
+        (folder / name).write_text(name)
+    sub = f"{store.project}/sub project"
+    store.site.do(_stock_upload, sub, "kitti", "1.0.0", str(folder), [])
+    done = store.command("download", "kitti", check=False)
+    assert done.returncode == 1
+    assert f"'kitti' is in '{sub}': write --project '{sub}' kitti" in done.stderr
+    done = store.site.command("download", "kitti", "--project", sub, cache=store.cache)
+    assert contents(Path(done.stdout.strip())) == contents(folder)
+
+
 @pytest.fixture
 def many(tmp_path: Path) -> Path:
     """60 MB: sixty packs of a megabyte."""

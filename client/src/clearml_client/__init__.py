@@ -16,8 +16,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from clearml import Logger
+from clearml import Logger, Task
 
+from . import _command_line
 from ._errors import ClearmlClientError
 from ._init import init_clearml
 from ._logging import ClearmlHandler
@@ -47,6 +48,15 @@ _LATER = {
     "open_dataset": ".datasets",
     "upload_dataset": ".datasets",
 }
+
+
+# Before anything reads the command line; in a queue this may start the process again.
+if Task.running_locally():
+    _command_line.watch()
+else:
+    from ._restored import restore
+
+    restore()
 
 
 def __getattr__(name: str) -> Any:

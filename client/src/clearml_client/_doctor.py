@@ -185,7 +185,7 @@ def _ask(service: str, action: str, **arguments: Any) -> Dict[str, Any]:
 
 
 def _verify() -> "bool | str":
-    from clearml.config import config
+    from clearml.config import config_obj
 
-    value = config.get("api.verify_certificate", True)
+    value = config_obj.get("api.verify_certificate", True)
     return value if isinstance(value, (bool, str)) else True

@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
-import argparse
-import atexit
 import difflib
 import os
 import sys
-from typing import Any, Callable, List, Optional, Sequence, Union
+from typing import List, Optional, Sequence, Union
 
 from clearml import Task
 from clearml.backend_api.session.defs import MissingConfigError
 from clearml.backend_api.session.session import LoginError
-from clearml.binding.args import get_argparser_last_args
 
-from . import _distributed
+from . import _command_line, _distributed
 from ._config import Settings, image_for, load, script_folder
 from ._errors import ClearmlClientError
 from ._git import Code, read
+from ._given import (
+    PROJECT_VARIABLE,
+    check_parts,
+    checked_kind,
+    checked_name,
+    checked_output_uri,
+    checked_project,
+    checked_queue,
+    checked_tags,
+)
 from ._images import check_image
 from ._logging import calm_progress_bars, install_handler
 from ._offline import make_models_storable
 from ._recorded import check_recorded
 from ._sdk import correct
+from ._server import check_server, told
 
 __all__ = ["PROJECT_VARIABLE", "QUEUE_VARIABLE", "init_clearml"]
 
-PROJECT_VARIABLE = "CLEARML_PROJECT"
 QUEUE_VARIABLE = "CLEARML_QUEUE"
-_SHORTEST = 3
-"""Characters that the server wants of a name (read in its schema, measured: HTTP 400)."""
 
 
 def init_clearml(
@@ -71,16 +76,22 @@ def init_clearml(
             keys. Nothing has been registered then.
     """
     remote = not Task.running_locally()
-    name = _checked_name(task_name)
-    labels = _checked_tags(tags)
+    name = checked_name(task_name)
+    labels = checked_tags(tags)
+    output_uri = checked_output_uri(output_uri)
+    queue = checked_queue(queue)
     settings = load()
-    project_name = _checked_project(project, kind, settings, needed=not remote)
+    project_name = checked_project(project, checked_kind(kind), settings, needed=not remote)
     rank = _distributed.current_rank()
     code: Optional[Code] = None
     earlier: Optional[Task] = Task.current_task()
     if earlier is not None and not remote:
         _say("ClearML was used before init_clearml: this run stays the experiment {!r} ({})", earlier.name, earlier.id)
         return earlier
+    if not remote and not Task.is_offline():
+        check_server()
+    if not remote and project_name is not None:
+        check_parts(project_name)
     if rank is not None and rank.rank > 0:
         _distributed.join(rank, None if not remote else os.environ.get("CLEARML_TASK_ID"))
     elif not remote:
@@ -90,8 +101,13 @@ def init_clearml(
         elif queue and not Task.is_offline():
             image = image_for(settings)
         code = _check_reproducible(queue)
+        if queue:
+            _command_line.check_can_travel()
     calm_progress_bars()
-    task = _registered(project_name, name, labels, output_uri, code)
+    try:
+        task = _registered(project_name, name, labels, output_uri, code)
+    except Exception as error:  # the SDK raises whatever the layer that failed does
+        raise told(error) from error
     if queue and code is not None and not task.is_offline():
         check_recorded(task, code, queue)
     if task.is_offline():
@@ -110,6 +126,8 @@ def init_clearml(
     if rank is None or rank.rank == 0:
         _tell_where(task, remote=remote, queue=None if remote else queue)
     install_handler(task)
+    if not remote and (rank is None or rank.rank == 0):
+        _command_line.record(task)
     if queue and not remote and not task.is_offline() and (rank is None or rank.rank == 0):
         _send(task, queue, image)
     return task
@@ -182,52 +200,29 @@ def _check_reproducible(queue: Optional[str]) -> Optional[Code]:
 
 
 def _send(task: Task, queue: str, image: Optional[str]) -> None:
-    """Hand the run over: now, or when the script has parsed its arguments."""
+    """Hand the run over: now, or when the script has read its arguments."""
     if image:
         task.set_base_docker(docker_image=image)
-    if len(sys.argv) < 2 or get_argparser_last_args() or _parsed_otherwise():
-        task.execute_remotely(queue_name=queue)
-        return
-    _after_parsing(lambda: task.execute_remotely(queue_name=queue))
-    _say("the run goes to the queue {!r} as soon as its arguments are parsed", queue)
+    if _command_line.hand_over_when_read(lambda: _hand_over(task, queue), _warn_of_words):
+        _say("the run goes to the queue {!r} as soon as its arguments are parsed", queue)
+    else:
+        _hand_over(task, queue)
 
 
-def _parsed_otherwise() -> bool:
-    """Tell whether click (Typer) or Hydra has parsed the command line already."""
-    click = sys.modules.get("click")
-    if click is not None and click.get_current_context(silent=True) is not None:
-        return True
-    hydra = sys.modules.get("hydra.core.hydra_config")
-    return hydra is not None and bool(hydra.HydraConfig.initialized())
+def _hand_over(task: Task, queue: str) -> None:
+    """Send the run to its queue and end this process, once it is certain that the command line travels with it."""
+    _command_line.record(task)
+    try:
+        _command_line.prove(task)
+    except ClearmlClientError as error:
+        reason = "the run does not go to the queue {!r}: {}".format(queue, error)
+        task.mark_failed(force=True, status_reason="not sent to a queue", status_message=reason)
+        raise ClearmlClientError(reason) from error
+    task.execute_remotely(queue_name=queue)
 
 
-def _after_parsing(hand_over: Callable[[], Any]) -> None:
-    """Call something when argparse has parsed the command line; it does not come back.
-
-    Until then the SDK does not know the arguments, and an agent would run the script without them.
-    """
-    state = {"depth": 0}
-
-    def wrapped(original: Callable[..., Any]) -> Callable[..., Any]:
-        def parse(self: argparse.ArgumentParser, args: Any = None, namespace: Any = None) -> Any:
-            state["depth"] += 1
-            try:
-                parsed = original(self, args, namespace)
-            finally:
-                state["depth"] -= 1
-            if state["depth"] == 0 and args is None:
-                atexit.unregister(warn)
-                hand_over()
-            return parsed
-
-        return parse
-
-    def warn() -> None:
-        _say("this run stayed here: its arguments were not parsed by argparse; call init_clearml after they are parsed")
-
-    for method in ("parse_args", "parse_known_args"):
-        setattr(argparse.ArgumentParser, method, wrapped(getattr(argparse.ArgumentParser, method)))
-    atexit.register(warn)
+def _warn_of_words() -> None:
+    _say("this run stayed here: nothing read its command line")
 
 
 # ---------------------------------------------------------------- words
@@ -252,44 +247,3 @@ def _tell_where(task: Task, *, remote: bool, queue: Optional[str]) -> None:
 
 def _say(text: str, *values: object) -> None:
     print("clearml_client: {}".format(text.format(*values)), file=sys.stderr, flush=True)
-
-
-# ---------------------------------------------------------------- what was given
-
-
-def _checked_name(task_name: str) -> str:
-    if not isinstance(task_name, str) or not task_name.strip():
-        raise ClearmlClientError("task_name: expected a name, such as 'digits', got {!r}".format(task_name))
-    if len(task_name.strip()) < _SHORTEST:
-        raise ClearmlClientError("task_name: the server takes names from 3 characters on, got {!r}".format(task_name))
-    return task_name.strip()
-
-
-def _checked_tags(tags: Sequence[str]) -> Sequence[str]:
-    if isinstance(tags, str):
-        raise ClearmlClientError("tags: expected a list of strings, write [{!r}]".format(tags))
-    wrong = [tag for tag in tags if not isinstance(tag, str) or not tag.strip()]
-    if wrong:
-        raise ClearmlClientError("tags: expected non-empty strings, got {!r}".format(wrong))
-    return list(tags)
-
-
-def _checked_project(project: Optional[str], kind: Optional[str], settings: Settings, *, needed: bool) -> Optional[str]:
-    chosen = project if project is not None else os.environ.get(PROJECT_VARIABLE) or settings.project
-    if chosen is None and settings.team:
-        chosen = "{}/{}".format(settings.team, kind or settings.kind)
-    if chosen is None:
-        if needed:
-            raise ClearmlClientError(
-                "no project: write team = 'perception' under [tool.clearml_client] in the repository's pyproject.toml, "
-                "pass project='<team>/<kind>' to init_clearml, such as 'perception/training', "
-                "or set {}".format(PROJECT_VARIABLE)
-            )
-        return None
-    if any(not part.strip() for part in chosen.split("/")):
-        raise ClearmlClientError(
-            "project: expected a path such as 'perception/training' with no empty part, got {!r}".format(chosen)
-        )
-    if len(chosen) < _SHORTEST:
-        raise ClearmlClientError("project: the server takes names from 3 characters on, got {!r}".format(chosen))
-    return chosen

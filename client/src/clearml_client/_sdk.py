@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import os
+import sys
 from functools import wraps
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Set, Tuple
 
-from clearml import Task
+from clearml import OutputModel, Task
 from clearml.backend_api.utils import get_http_session_with_retry
+from clearml.backend_interface.metrics.events import MetricsEventAdapter, UploadEvent
+from clearml.backend_interface.metrics.reporter import Reporter
 from clearml.backend_interface.model import Model
 from clearml.backend_interface.task.repo.detectors import GitDetector
 from clearml.storage.helper import _HttpDriver
 from clearml.utilities.check_updates import CheckPackageUpdates
 
+from ._errors import ClearmlClientError
 from ._git import Code, own_repository, read
-from ._storable import storable
+from ._storable import check_key, storable, storable_name
 
 __all__ = ["correct"]
 
 _renewing = False
 _code: Optional[Code] = None
+_SHORTEST = 3
+"""Characters that the server wants of a name."""
 
 
 def correct(code: Optional[Code] = None) -> None:
@@ -41,6 +48,9 @@ def correct(code: Optional[Code] = None) -> None:
     CheckPackageUpdates._package_version_checked = True
     _record_what_is_here()
     _store_under_names_that_can_be_deleted()
+    _check_keys()
+    _store_samples_under_names_that_can_be_read()
+    _leave_gaps_in_curves()
     _log_in_again_for_uploads()
     if not Task.is_offline():
         _renew_connections_after_forks()
@@ -98,12 +108,104 @@ def _store_under_names_that_can_be_deleted() -> None:
     def storable_upload(
         self: Model, model_file: Any, async_enable: bool = False, target_filename: Any = None, cb: Any = None
     ) -> Any:
-        name = storable(target_filename or Path(model_file).name)
+        name = storable_name(target_filename or Path(model_file).name)
         return upload(self, model_file, async_enable=async_enable, target_filename=name, cb=cb)
 
     storable_suffix._storable = True  # type: ignore[attr-defined]
     Task._get_output_destination_suffix = storable_suffix  # type: ignore[method-assign]
     Model._upload_model = storable_upload  # type: ignore[method-assign]
+
+
+def _check_keys() -> None:
+    """Refuse names of artifacts and models that would be stored and not found again, or not be registered."""
+    upload: Any = Task.upload_artifact
+    register: Any = Task.register_artifact
+    model: Any = OutputModel.__init__
+    if getattr(upload, "_checked", False):
+        return
+
+    @wraps(upload)
+    def checked_upload(self: Task, name: Any, *args: Any, **kwargs: Any) -> Any:
+        return upload(self, check_key("artifact", name), *args, **kwargs)
+
+    @wraps(register)
+    def checked_register(self: Task, name: Any, *args: Any, **kwargs: Any) -> Any:
+        return register(self, check_key("artifact", name), *args, **kwargs)
+
+    @wraps(model)
+    def checked_model(
+        self: OutputModel,
+        task: Any = None,
+        config_text: Any = None,
+        config_dict: Any = None,
+        label_enumeration: Any = None,
+        name: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        if name is not None:
+            check_key("model", name)
+            if len(name) < _SHORTEST:
+                raise ClearmlClientError("model: the server takes names from 3 characters on, got {!r}".format(name))
+        model(self, task, config_text, config_dict, label_enumeration, name, *args, **kwargs)
+
+    checked_upload._checked = True  # type: ignore[attr-defined]
+    Task.upload_artifact = checked_upload  # type: ignore[method-assign]
+    Task.register_artifact = checked_register  # type: ignore[method-assign]
+    OutputModel.__init__ = checked_model  # type: ignore[method-assign]
+
+
+def _store_samples_under_names_that_can_be_read() -> None:
+    """Name the files of debug samples so that they are found again; title and series stay as they were given.
+
+    A training does not end for the title of a picture, so nothing is refused here.
+    """
+    events: Any = UploadEvent
+    original: Any = events._replace_slash
+    if getattr(original, "_storable", False):
+        return
+
+    @wraps(original)
+    def replaced(part: str) -> str:
+        if part.strip("/") in ("", ".", ".."):
+            return "".join("0x{:02x}".format(ord(char)) for char in part) or "0x00"
+        return storable_name(original(part))
+
+    replaced._storable = True  # type: ignore[attr-defined]
+    events._replace_slash = staticmethod(replaced)
+
+
+def _leave_gaps_in_curves() -> None:
+    """Report nothing where a value is not a number or infinite: the SDK would report a zero.
+
+    The server keeps finite numbers only. ``Logger.set_reporting_nan_value`` and ``set_reporting_inf_value`` hold.
+    """
+    report: Any = Reporter.report_scalar
+    if getattr(report, "_leaves_gaps", False):
+        return
+    seen: Set[Tuple[str, str]] = set()
+
+    @wraps(report)
+    def report_scalar(self: Reporter, title: str, series: str, value: Any, iter: int) -> Any:
+        try:
+            number = float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = 0.0  # the SDK's to refuse
+        instead = MetricsEventAdapter.default_nan_value if math.isnan(number) else MetricsEventAdapter.default_inf_value
+        if math.isfinite(number) or instead != 0.0:
+            return report(self, title, series, value, iter)
+        if (title, series) not in seen:
+            seen.add((title, series))
+            print(
+                "clearml_client: {} / {} is {} at iteration {}: such values are left out, its curve has a gap".format(
+                    title, series, number, iter
+                ),
+                file=sys.stderr,
+            )
+        return None
+
+    report_scalar._leaves_gaps = True  # type: ignore[attr-defined]
+    Reporter.report_scalar = report_scalar  # type: ignore[method-assign]
 
 
 def _log_in_again_for_uploads() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence
 
@@ -53,6 +54,15 @@ def _work(as_json: bool) -> Iterator[None]:
             _print_json({"error": str(error)})
         else:
             typer.echo(f"clearml-client: {error}", err=True)
+        raise typer.Exit(1) from error
+    except (OSError, ValueError, LookupError, zipfile.BadZipFile) as error:
+        # What the SDK, or a library of a store, raises: an address or a key alone is not an explanation.
+        kind = type(error).__name__
+        told = f"the server or the store did not do it ({kind}: {error}); `clearml-client doctor` looks for the reason"
+        if as_json:
+            _print_json({"error": told})
+        else:
+            typer.echo(f"clearml-client: {told}", err=True)
         raise typer.Exit(1) from error
 
 

@@ -113,9 +113,12 @@ class Server:
         from clearml.backend_api import Session
         from clearml.backend_api.session.defs import MissingConfigError
         from clearml.backend_api.session.session import LoginError
+        from clearml.backend_config.errors import ConfigurationError
 
         try:
             self._session = Session()
+        except ConfigurationError as error:
+            raise ClearmlClientError(f"clearml.conf cannot be read: mend it, or copy it again ({error})") from error
         except MissingConfigError as error:
             raise ClearmlClientError(
                 "ClearML is not configured on this machine: put the site's clearml.conf in your home directory, "
@@ -182,6 +185,14 @@ class Server:
             if len(found) < _PAGE:
                 break
         return names
+
+    def dataset_projects(self, name: str) -> List[str]:
+        """Return the projects that have a dataset of this name, sorted."""
+        ending = f"/.datasets/{name}"
+        found = self.call(
+            "projects.get_all", name=f"{re.escape(ending)}$", search_hidden=True, only_fields=["id", "name"]
+        ).get("projects", [])
+        return sorted(str(item["name"])[: -len(ending)] for item in found if str(item["name"]).endswith(ending))
 
     def project_names(self, ids: Sequence[str]) -> Dict[str, str]:
         """Return name by id."""

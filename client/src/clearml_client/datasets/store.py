@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shlex
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
@@ -113,6 +114,14 @@ class ClearmlStore:
         prefix = self._hidden()
         known = sorted(found[len(prefix) :] for found in self.server.projects_below(prefix).values())
         near = difflib.get_close_matches(name, known, 3) or known[:8]
+        own = name.rpartition("/")[2]
+        elsewhere = self.server.dataset_projects(own) if own else []
+        if elsewhere:
+            there = " and in ".join(repr(project) for project in elsewhere[:5])
+            return (
+                f"{name}: there is no such dataset in the project {self.project!r}; {own!r} is in {there}: write "
+                f"--project {shlex.quote(elsewhere[0])} {shlex.quote(own)}, or project={elsewhere[0]!r} in Python"
+            )
         there = "there are: " + ", ".join(near) if near else "there is none yet"
         return f"{name}: there is no such dataset in the project {self.project!r}; {there}"
 

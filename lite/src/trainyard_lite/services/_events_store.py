@@ -227,6 +227,8 @@ def _time(value: Any) -> int:
 
 
 def _number(value: Any) -> Any:
+    # Upstream hands events to Elasticsearch, whose mapping of a value is a float: it rejects the documents whose value
+    # is NaN or infinite ("supports only finite values"), and event_bll.py counts them as errors. Nothing is a zero.
     if type(value) is float:
         if value - value == 0.0:  # neither NaN nor infinite
             return value

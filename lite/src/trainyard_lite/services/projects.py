@@ -53,8 +53,10 @@ def touch_project(db: sqlite3.Connection, id_: str | None) -> None:
 
 
 def _parts(name: str) -> list[str]:
-    parts = [part.strip() for part in name.strip().strip("/").split("/")]
-    if not name.strip("/ "):
+    # As upstream's sub_projects.py (_validate_project_name): empty parts are left out, blanks around a part too.
+    # A part of blanks only is an empty name there, for which no parent can be found: an error 500.
+    parts = [part.strip() for part in name.split("/") if part]
+    if not any(parts):
         raise errors.INVALID_PROJECT_NAME(name=name)
     if any(len(part) < 3 for part in parts):
         raise errors.VALIDATION_ERROR("Project name cannot be blank or shorter than 3 characters", name=name)

@@ -91,7 +91,8 @@ function cartesian(traces, layout) {
   let bar = 0;
   series.forEach(({ t, x, y }, i) => {
     const color = COLORS[i % COLORS.length];
-    const points = x.map((v, k) => [v, y[k]]).filter(([a, b]) => Number.isFinite(a) && Number.isFinite(b));
+    const drawn = ([a, b]) => Number.isFinite(a) && Number.isFinite(b);
+    const pairs = x.map((v, k) => [v, y[k]]), points = pairs.filter(drawn);
     if (t.type === "bar") {
       const width = (0.8 * (X(1) - X(0))) / barCount;
       for (const [a, b] of points) picture.append(svg("rect", { x: X(a) - (barCount * width) / 2 + bar * width, y: Math.min(Y(b), Y(0)), width: Math.max(1, width - 1), height: Math.abs(Y(b) - Y(0)), fill: color }));
@@ -99,7 +100,9 @@ function cartesian(traces, layout) {
       return;
     }
     const mode = t.mode ?? (points.length < 20 ? "lines+markers" : "lines");
-    if (mode.includes("lines")) picture.append(svg("polyline", { points: points.map(([a, b]) => `${X(a)},${Y(b)}`).join(" "), fill: "none", stroke: color, "stroke-width": 2 }));
+    // What is no number is a gap, as plotly draws it.
+    const pieces = pairs.reduce((all, pair) => (drawn(pair) ? all.at(-1).push(pair) : all.push([]), all), [[]]).filter((piece) => piece.length > 1);
+    if (mode.includes("lines")) for (const piece of pieces) picture.append(svg("polyline", { points: piece.map(([a, b]) => `${X(a)},${Y(b)}`).join(" "), fill: "none", stroke: color, "stroke-width": 2 }));
     if (mode.includes("markers")) for (const [a, b] of points) picture.append(svg("circle", { cx: X(a), cy: Y(b), r: 3, fill: color }));
   });
   const named = series.filter(({ t }) => t.name);

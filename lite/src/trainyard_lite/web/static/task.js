@@ -74,12 +74,22 @@ function followConsole() {
 
 const COLORS = ["#2f7d6b", "#d1603d", "#3f6fc4", "#a3456f", "#8a7a1f", "#5b4fb0", "#2b93a8", "#77706a"];
 
-/** Join series with points of their own into uPlot's columns: one x for all. */
+/** The first iteration of each gap: where a series with even steps leaves some out, as for a loss that was NaN. */
+function gaps(x) {
+  const steps = x.slice(1).map((at, i) => at - x[i]), counts = new Map();
+  for (const step of steps) counts.set(step, (counts.get(step) ?? 0) + 1);
+  const [even, count] = [...counts].reduce((a, b) => (b[1] > a[1] ? b : a), [0, 0]);
+  if (even <= 0 || count < 0.8 * steps.length) return [];
+  return steps.flatMap((step, i) => (step >= 2 * even && step % even === 0 ? [x[i] + even] : []));
+}
+
+/** Join series with points of their own into uPlot's columns: one x for all. It draws null as a gap, undefined not. */
 function columns(variants) {
-  const xs = [...new Set(variants.flatMap((v) => v.x))].sort((a, b) => a - b);
-  return [xs, ...variants.map((v) => {
-    const at = new Map(v.x.map((x, i) => [x, v.y[i]]));
-    return xs.map((x) => at.get(x) ?? null);
+  const found = variants.map((v) => new Set(gaps(v.x)));
+  const xs = [...new Set([...variants.flatMap((v) => v.x), ...found.flatMap((gap) => [...gap])])].sort((a, b) => a - b);
+  return [xs, ...variants.map((v, i) => {
+    const at = new Map(v.x.map((x, k) => [x, v.y[k]]));
+    return xs.map((x) => at.get(x) ?? (found[i].has(x) ? null : undefined));
   })];
 }
 
@@ -133,7 +143,7 @@ function drawScalars() {
           axes: [axis, { ...axis, size: 60 }],
           cursor: { sync: { key: "iteration" } },
           series: [{ label: "iteration" }, ...names.map((label, i) => ({
-            label, stroke: COLORS[i % COLORS.length], width: 2, spanGaps: true, points: { show: values[0].length < 2 },
+            label, stroke: COLORS[i % COLORS.length], width: 2, spanGaps: false, points: { show: values[0].length < 2 },
             value: (_, v) => (v === null || v === undefined ? "–" : Number(v).toPrecision(5)),
           }))],
         }, values, chart.card);
