@@ -443,7 +443,7 @@ def test_two_projects_do_not_take_each_others_tags(mono: Mono) -> None:
     assert put(mono.home / "unused", b"new")
     held = mono.remote("a") / "files/md5" / md5(b"new")[:2] / md5(b"new")[2:]
     assert held.read_bytes() == b"new", "pushed to its own project's remote"
-    with pytest.raises(ClearmlClientError, match="has no revision '1.0'; it has main, teams/a"):
+    with pytest.raises(ClearmlClientError, match=r"has no revision '1\.0'; it has main, teams/a"):
         other.find("data/new@1.0")
     # From above, and by URL, the same version has the whole path.
     above = DvcStore(clone)
