@@ -328,11 +328,11 @@ def test_without_keys_it_is_told(bare_mono: Mono, locked: tuple[str, list[str | 
         DvcApi(bare_mono.url).dvc_pull("teams/a/x")
 
 
-@pytest.mark.parametrize("who", ["clone", "clone by ssh", "same name", "same address", "user"])
+@pytest.mark.parametrize("who", ["clone", "same name", "same address", "user"])
 def test_keys_of_the_caller(
     bare_mono: Mono, locked: tuple[str, list[str | None]], who: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if who.startswith("clone"):
+    if who == "clone":
         here = bare_mono.clone()
         (here / "teams/a/.dvc/config.local").write_text("['remote \"store\"']\n" + KEYS)
         monkeypatch.chdir(here / "teams")
@@ -373,6 +373,17 @@ def test_a_remote_that_only_the_caller_has(bare_mono: Mono) -> None:
     (here / ".dvc/config").write_text("")
     (here / ".dvc/config.local").write_text(default("mirror", ("mirror", mono.remote("mirror"))))
     assert DvcApi(mono.url).dvc_pull("teams/a/x").read_bytes() == b"x"
+
+
+def test_writings_of_one_repositorys_address() -> None:
+    same = (
+        "git@git.example.org:team/data.git",
+        "git.example.org:/team/data",
+        "ssh://git@git.example.org:2222/team/data.git/",
+        "https://user:pa@ss@git.example.org/team/data",
+    )
+    assert {_settings._address(one) for one in same} == {"git.example.org/team/data"}
+    assert _settings._address("file:///srv/data.git") == _settings._address("/srv/data") == "/srv/data"
 
 
 @pytest.mark.parametrize(
@@ -427,6 +438,66 @@ def test_an_import_of_a_project_into_another(mono: Mono) -> None:
     assert (clone / "teams/b/i.csv").read_bytes() == b"of a"
     (clone / "teams/b/i.csv").unlink()
     shutil.rmtree(mono.home / "dvc_cache" / "files")
+    assert DvcApi(clone).dvc_pull("teams/b/i.csv").read_bytes() == b"of a"
+
+
+def test_a_folder_behind_another_remote_in_a_project_of_any_name(bare_mono: Mono) -> None:
+    mono = bare_mono
+    inner = mono.remote("base") / "inner"
+    remotes = default("sub", ("base", mono.remote("base")), ("sub", "remote://base/inner"))
+    # Folders of DVC's own are of no matter to a fetch, and must not be made elsewhere.
+    mono.project(
+        "teams/ä b", remotes.replace("[core]", "[core]\n    site_cache_dir = ../../../x") + "[db]\n    url = q\n"
+    )
+    listing = json.dumps([{"md5": put(inner, b"one"), "relpath": "é ü/f.bin"}]).encode()
+    name = put(inner, listing)
+    place = inner / "files" / "md5" / name[:2] / name[2:]
+    place.rename(place.with_name(place.name + ".dir"))
+    out = {"md5": name + ".dir", "nfiles": 1, "hash": "md5", "path": "dä"}
+    (mono.tree / "teams/ä b/dä.dvc").write_text(f"outs: {json.dumps([out])}\n")
+    mono.commit()
+    api = DvcApi(mono.url)
+    assert api.tracked() == ["teams/ä b/dä"]
+    assert content_of(api.dvc_pull("teams/ä b/dä/é ü")) == {"f.bin": b"one"}
+    assert content_of(api.dvc_pull("teams/ä b/dä")) == {"é ü/f.bin": b"one"}
+
+
+def test_a_remote_of_the_users_settings_and_a_lock_of_dvc_1(bare_mono: Mono) -> None:
+    mono = bare_mono
+    (mono.home / "global").mkdir()
+    (mono.home / "global/config").write_text(default("mine", ("mine", mono.remote("mine"))))
+    folder = mono.project("teams/a", "")
+    put(mono.remote("mine"), b"x")
+    (folder / "dvc.yaml").write_text("stages:\n  one:\n    cmd: x\n    outs: [x]\n")
+    (folder / "dvc.lock").write_text(f"one:\n  cmd: x\n  outs:\n  - path: x\n    hash: md5\n    md5: {md5(b'x')}\n")
+    mono.commit()
+    assert DvcApi(mono.url).dvc_pull("teams/a/x").read_bytes() == b"x"
+
+
+def test_the_password_of_an_imports_repository_is_not_told(bare_mono: Mono) -> None:
+    mono = bare_mono
+    folder = mono.project("teams/a", default("a", ("a", mono.remote("a"))))
+    repo = {"url": "http://user:s3cr@t@127.0.0.1:9/x.git", "rev_lock": "0" * 40}
+    deps = f"deps: {json.dumps([{'path': 'x', 'repo': repo}])}\n"
+    (folder / "i.dvc").write_text("frozen: true\n" + deps + out_of("i", b"i"))
+    mono.commit()
+    with pytest.raises(ClearmlClientError, match="the repository it is imported from") as caught:
+        DvcApi(mono.url).dvc_pull("teams/a/i")
+    assert "s3cr" not in str(caught.value)
+    assert "@t" not in str(caught.value)
+
+
+def test_what_another_repository_gives_is_verified(mono: Mono) -> None:
+    clone = mono.clone()
+    dvc(clone / "teams/b", mono.variables, "import", "-q", mono.url, "teams/a/data/x.csv", "-o", "i.csv")
+    (clone / "teams/b/i.csv").unlink()
+    shutil.rmtree(mono.home / "dvc_cache" / "files")
+    put(mono.remote("a"), b"of a")
+    held = mono.remote("a") / "files/md5" / md5(b"of a")[:2] / md5(b"of a")[2:]
+    held.write_bytes(b"OF A")
+    with pytest.raises(ClearmlClientError, match="whose hash does not verify"):
+        DvcApi(clone).dvc_pull("teams/b/i.csv")
+    held.write_bytes(b"of a")
     assert DvcApi(clone).dvc_pull("teams/b/i.csv").read_bytes() == b"of a"
 
 

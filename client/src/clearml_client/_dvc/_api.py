@@ -82,6 +82,7 @@ class DvcApi:
         else:
             self._path = self._files.workspace()
         self._found: Dict[str, List[Output]] = {}
+        self._sites: Dict[str, Site] = {}
 
     @property
     def dvc_path(self) -> Path:
@@ -171,7 +172,12 @@ class DvcApi:
 
     def _site(self, output: Output) -> "Site":
         """Return the settings of the project that tracks an output."""
-        return Site(self._files, output.project)
+        if self._files.folder() is not None:
+            # Somebody may mend them while this object lives.
+            return Site(self._files, output.project)
+        if output.project not in self._sites:
+            self._sites[output.project] = Site(self._files, output.project)
+        return self._sites[output.project]
 
     def _pull(self, output: Output, below: str) -> None:
         site = self._site(output)

@@ -475,6 +475,8 @@ class _Worktree(Source):
         tags = run_git(self.git, "tag", "--points-at", "HEAD").stdout.split()
         # path@1.4.0 is a version of that path alone.
         own = [tag for tag in tags if tag.startswith(f"{self.prefix}{path}@")]
+        if not own and self.prefix and len(projects_in(self.git, self.git)) == 1:
+            own = [tag for tag in tags if tag.startswith(f"{path}@")]
         tag = next(iter(own or [tag for tag in tags if "@" not in tag]), "").rpartition("@")[2]
         changed = run_git(self.git, "status", "--porcelain", "--", str(self._root / origin)).stdout.strip()
         return (tag or self.commit[:12]) + ("-modified" if changed else "")

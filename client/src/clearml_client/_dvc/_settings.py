@@ -191,9 +191,12 @@ def _addresses(git: Path) -> List[str]:
 
 
 def _address(url: str) -> str:
-    """Return a git URL without what may differ between two writings of it."""
+    """Return a git URL without what may differ between two writings of it: protocol, user, port, ending."""
     url = re.sub(r"^file://(localhost)?(?=/)", "", url.strip())
-    url = re.sub(r"://[^/\s]*@", "://", url)
+    scp = re.match(r"(?:[^/@]+@)?([^/:]+):(?!//)(.*)$", url)
+    if scp:
+        url = f"{scp.group(1)}/{scp.group(2).lstrip('/')}"
+    url = re.sub(r"^[A-Za-z][\w.+-]*://(?:[^/\s]*@)?([^/:]+)(?::\d+)?(?=/)", r"\1", url)
     return re.sub(r"(\.git)?/*\Z", "", url)
 
 
