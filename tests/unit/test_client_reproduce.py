@@ -290,7 +290,7 @@ def test_all_indexes_are_asked(indexes: Indexes, where: str, tmp_path: Path, mon
     elif where == "text: index":
         wanted = f"-i {url}\n{wanted}"
     elif where == "environment":
-        monkeypatch.setenv("PIP_EXTRA_INDEX_URL", f"http://127.0.0.1:9/none {url}".split()[1])
+        monkeypatch.setenv("PIP_EXTRA_INDEX_URL", f"{os.environ['PIP_INDEX_URL']} {url}")
     elif where == "workers":
         more = {"indexes": [url]}
     else:

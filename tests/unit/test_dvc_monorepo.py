@@ -144,7 +144,8 @@ def test_each_path_of_a_url_comes_from_its_own_project(mono: Mono) -> None:
     api = DvcApi(mono.url)
     assert api.tracked() == sorted(ALL)
     assert {path: api.dvc_pull(path).read_bytes() for path in ALL} == ALL
-    assert mono.get("teams/a/data/x.csv") == ALL["teams/a/data/x.csv"], "as plain dvc get"
+    for path in ("teams/a/data/x.csv", "teams/a/data/named.csv", "teams/a/deep/data/x.csv"):
+        assert mono.get(path) == ALL[path], "as plain dvc get"
     assert api.dvc_verify("teams") == []
     # A folder holds those of all projects, as for dvc get.
     again = DvcApi(mono.url, path=mono.home / "other")
@@ -177,7 +178,7 @@ def test_no_project_at_the_root(bare_mono: Mono, monkeypatch: pytest.MonkeyPatch
     mono.commit()
     api = DvcApi(mono.url)
     assert api.tracked() == ["teams/a/data/x.csv", "teams/b/data/x.csv"], "what is in no project DVC does not track"
-    assert api.dvc_pull("teams/a/data/x.csv").read_bytes() == b"a"
+    assert api.dvc_pull("teams/a/data/x.csv").read_bytes() == mono.get("teams/a/data/x.csv") == b"a"
     with pytest.raises(ClearmlClientError, match=r"did you mean teams/a/data/x.csv"):
         api.dvc_pull("data/x.csv")
     clone = mono.clone()
@@ -421,7 +422,7 @@ def test_outputs_of_a_pipeline_have_their_own_remote_or_no_cache(bare_mono: Mono
     mono.commit()
     api = DvcApi(mono.url)
     assert api.tracked() == ["teams/a/out/p.csv"]
-    assert api.dvc_pull("teams/a/out/p.csv").read_bytes() == there
+    assert api.dvc_pull("teams/a/out/p.csv").read_bytes() == mono.get("teams/a/out/p.csv") == there
 
 
 def test_an_output_that_leads_out_is_not_followed(mono: Mono) -> None:
