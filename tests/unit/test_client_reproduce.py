@@ -19,7 +19,7 @@ from urllib.parse import quote
 import pytest
 from clearml_client._packages import look
 from clearml_client._remote_code import missing_code
-from clearml_client._reproduce import IMAGE, IMAGE_DIGEST, IMAGE_ID, Check, _image_check, _packages_check
+from clearml_client._reproduce import IMAGE, IMAGE_DIGEST, IMAGE_ID, Check, _code_check, _image_check, _packages_check
 
 # --- code ------------------------------------------------------------------------------------------------------------
 
@@ -96,6 +96,14 @@ def test_a_repository_that_is_gone_is_told(tmp_path: Path) -> None:
     told = missing_code(f"file://{tmp_path}/none.git", "0" * 40)
     assert told is not None
     assert "cannot be fetched" in told
+
+
+def test_a_password_in_the_address_of_code_is_not_told(repository: Repository) -> None:
+    script = SimpleNamespace(repository="http://user:pa@ss-word@127.0.0.1:9/x.git", version_num="0" * 40, diff="")
+    check = _code_check(SimpleNamespace(data=SimpleNamespace(script=script)))
+    assert check.found is False
+    assert "127.0.0.1:9/x.git" in check.told
+    assert "ss-word" not in check.told
 
 
 # --- packages --------------------------------------------------------------------------------------------------------

@@ -362,6 +362,15 @@ def test_keys_are_not_given_to_another_address(
     assert not any(locked[1])
 
 
+def test_settings_that_cannot_be_read_are_named_without_what_they_hold(mono: Mono) -> None:
+    clone = mono.clone()
+    file = clone / "teams/a/.dvc/config.local"
+    file.write_text("['remote \"store\"']\n    password pass-word\n")
+    with pytest.raises(ClearmlClientError, match=r"teams/a/.dvc/config.local cannot be read .*line 2") as caught:
+        DvcApi(clone).dvc_pull("teams/a/data/x.csv")
+    assert "pass-word" not in str(caught.value)
+
+
 def test_a_remote_that_only_the_caller_has(bare_mono: Mono) -> None:
     mono = bare_mono
     mono.project("teams/a", "")

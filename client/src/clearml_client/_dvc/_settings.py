@@ -54,7 +54,7 @@ class Site:
         committed = source.read(project + ".dvc/config")
         base = folder / ".dvc" if folder is not None else NOWHERE / project / ".dvc"
         if committed is not None:
-            _merge(own, _read_config(committed.decode("utf-8", "replace")), base)
+            _merge(own, _read_config(committed.decode("utf-8", "replace"), f"{project}.dvc/config of {source}"), base)
         if folder is not None:
             if isinstance(source, Commit):
                 # A remote that has moved since then is where it is now, as for DVC.
@@ -204,7 +204,7 @@ def _read_file(file: Path, base: Path) -> Config:
     """Read settings with their paths made absolute; none where there is no such file."""
     found: Config = {}
     with contextlib.suppress(OSError):
-        _merge(found, _read_config(file.read_text(encoding="utf-8", errors="replace")), base)
+        _merge(found, _read_config(file.read_text(encoding="utf-8", errors="replace"), str(file)), base)
     return found
 
 
@@ -220,13 +220,18 @@ def _config_folders() -> Iterator[Path]:
         yield Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "dvc"
 
 
-def _read_config(text: str) -> Config:
+def _read_config(text: str, name: str = ".dvc/config") -> Config:
     """Read settings of DVC; values stay as they are written, so that DVC reads them as it would have."""
     parser = configparser.RawConfigParser(strict=False, delimiters=("=",), comment_prefixes=("#",))
     try:
         parser.read_string(text)
     except configparser.Error as error:
-        raise ClearmlClientError(f"a configuration of DVC cannot be read: {error}") from error
+        # What is wrong may be a line with a password: its number is enough.
+        lines = getattr(error, "lineno", None) or ", ".join(str(line) for line, _ in getattr(error, "errors", []))
+        raise ClearmlClientError(
+            f"{name} cannot be read as settings of DVC (line {lines or '?'}): write sections with option = value, or "
+            "use dvc config and dvc remote modify"
+        ) from None
     return {section.strip("'"): dict(parser.items(section)) for section in parser.sections()}
 
 
