@@ -284,6 +284,23 @@ def test_addresses_certificate_and_modes_are_put_right_with_the_same_pair(team: 
     assert team.keys("alice") == {alice[0]: LABEL}
 
 
+def test_everybody_knows_the_package_indexes_of_experiments(team: Team) -> None:
+    team.keep("alice")
+    alice = team.pair("alice")
+    indexes = ["https://user:pass-word@mirror.example.org/simple", "https://other.example.org/simple"]
+    assert states(team.keep("alice", package_indexes=indexes)) == {"alice": "updated"}
+    tree = pyhocon.ConfigFactory.parse_file(str(team.file("alice")))
+    wanted = ["https://mirror.example.org/simple", "https://other.example.org/simple"]
+    assert tree["agent.package_manager.extra_index_url"] == wanted
+    assert team.pair("alice") == alice
+    assert "pass-word" not in team.file("alice").read_text() + team.output
+    # As clearml-client reads it.
+    script = "from clearml_client._reproduce import _site_indexes; print(_site_indexes())"
+    variables = {**os.environ, "CLEARML_CONFIG_FILE": str(team.file("alice"))}
+    command = [sys.executable, "-W", "ignore", "-c", script]
+    assert subprocess.check_output(command, env=variables, text=True).strip() == str(wanted)
+
+
 def test_rotation_replaces_the_file_and_revokes_the_old_pair(team: Team) -> None:
     team.keep("alice", "bob")
     own = team.call("alice", "auth.create_credentials", label="laptop")["credentials"]["access_key"]

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import tempfile
@@ -72,6 +73,11 @@ options:
     description: Image for experiments of repositories that name none, such as C(trainyard/perception:{python}-cpu).
     type: str
     default: ""
+  package_indexes:
+    description: Package indexes of experiments besides the default one; passwords in them are left out of the files.
+    type: list
+    elements: str
+    default: []
 """
 
 RETURN = r"""
@@ -104,7 +110,7 @@ api {{
         "secret_key" = "{secret}"
     }}
 }}
-{environment}"""
+{packages}{environment}"""
 AUTHORITY = "clearml-ca.pem"
 CERTIFICATE = f"""\
     # The site has a certificate authority of its own: put {AUTHORITY}, which is beside this file, into your home too.
@@ -118,6 +124,14 @@ CERTIFICATE_ENVIRONMENT = f"""\
 IMAGE_ENVIRONMENT = """\
     # The site's image for repositories that name none (clearml_client).
     CLEARML_CLIENT_IMAGE: "{image}"
+"""
+PACKAGES = """\
+# Where experiments find packages besides the default index: `clearml-client reproduce` asks there too.
+agent {{
+    package_manager {{
+        extra_index_url: {indexes}
+    }}
+}}
 """
 ENVIRONMENT = """\
 environment {{
@@ -230,6 +244,7 @@ class Keys:
         lines = CERTIFICATE_ENVIRONMENT if given["ca_path"] else ""
         if given["client_image"]:
             lines += IMAGE_ENVIRONMENT.format(image=given["client_image"])
+        indexes = [re.sub(r"://[^/]*@", "://", index) for index in given["package_indexes"]]
         return TEXT.format(
             username=username,
             made_by=MADE_BY,
@@ -237,6 +252,7 @@ class Keys:
             api_url=given["client_api_url"] or given["api_url"],
             files_url=given["files_url"],
             certificate=CERTIFICATE if given["ca_path"] else "",
+            packages=PACKAGES.format(indexes=json.dumps(indexes)) if indexes else "",
             environment=ENVIRONMENT.format(lines=lines) if lines else "",
             key=key,
             secret=secret,
@@ -299,6 +315,8 @@ def main() -> None:
             "web_url": {"type": "str", "required": True},
             "files_url": {"type": "str", "required": True},
             "client_image": {"type": "str", "default": ""},
+            # A module's log would have their passwords.
+            "package_indexes": {"type": "list", "elements": "str", "default": [], "no_log": True},
         },
         supports_check_mode=True,
     )

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import difflib
 import posixpath
+import re
 import time
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
-import requests
 from clearml import Task
 from clearml.backend_api.session.client import APIClient
+from clearml.config import config_obj
 
 from . import _lookup
+from ._dvc._repository import masked
 from ._errors import ClearmlClientError
 from ._images import is_image
-from ._packages import missing_packages, pinned
+from ._packages import look
 from ._remote_code import missing_code
+from ._requirements import read
 from ._status import ENDED, WHOLE
 
 __all__ = ["Again", "Check", "Comparison", "checks", "compare", "get_task", "reproduce", "wait"]
@@ -168,9 +171,9 @@ def _code_check(task: Task) -> Check:
     path = posixpath.join(script.working_dir or ".", script.entry_point or "")
     told = missing_code(script.repository, script.version_num, diff, path)
     if told is not None:
-        return Check("code", False, told)
+        return Check("code", False, masked(told))
     changes = ", with its uncommitted changes" if diff.strip() else ""
-    return Check("code", True, "{} at {}{}".format(script.repository, script.version_num[:12], changes))
+    return Check("code", True, "{} at {}{}".format(masked(script.repository), script.version_num[:12], changes))
 
 
 def _image_check(task: Task) -> Check:
@@ -196,16 +199,33 @@ def _packages_check(task: Task, image: Check) -> Check:
     requirements = (task.data.script.requirements or {}) if task.data.script else {}
     recorded = requirements.get("pip") or ""
     text = "\n".join(recorded) if isinstance(recorded, list) else str(recorded)
-    count = len(pinned(text))
     if image.found:
+        count = len(read(text).lines)
         return Check("packages", True, "{} recorded, as the image has them".format(count))
-    try:
-        missing = missing_packages(text)
-    except requests.RequestException as error:
-        return Check("packages", None, "the package index does not answer: {}".format(error))
-    if missing:
-        return Check("packages", False, "the package index has no {} any more".format(", ".join(missing)))
-    return Check("packages", True, "{} recorded, all in the package index".format(count))
+    found = look(text, python=_python(task), indexes=_site_indexes())
+    told = ["{}: {}".format(line, why) for line, why in sorted(found.untold.items())]
+    if found.missing:
+        gone = ["{}: {}".format(line, why) for line, why in sorted(found.missing.items())]
+        return Check("packages", False, "not to be had any more: {}".format("; ".join(gone + told)))
+    if told:
+        return Check("packages", None, "of {} recorded, it cannot be told of {}".format(found.count, "; ".join(told)))
+    return Check("packages", True, "{} recorded, all to be had".format(found.count))
+
+
+def _python(task: Task) -> Optional[str]:
+    """Return the image's version of Python where its name tells it, or else the one that the experiment recorded."""
+    image = str((task.data.container or {}).get("image") or "")
+    tagged = re.search(r"(?:python|perception)[^/:]*:(?:[^:]*-)?(3\.\d+(?:\.\d+)?)(?![\d.])", image)
+    if tagged:
+        return tagged.group(1)
+    binary = re.search(r"python(\d\.\d+)\Z", str((task.data.script.binary if task.data.script else None) or ""))
+    return binary.group(1) if binary else None
+
+
+def _site_indexes() -> List[str]:
+    """Return the indexes that this machine's clearml.conf gives to agents, as the nodes' does."""
+    told = config_obj.get("agent.package_manager.extra_index_url", None) or []
+    return [told] if isinstance(told, str) else [str(one) for one in told]
 
 
 def _dataset_checks(task: Task) -> List[Check]:
@@ -219,7 +239,7 @@ def _dataset_check(dataset: Mapping[str, Any]) -> Check:
         if not repository or not revision:
             return Check(subject, None, "DVC path {}; it comes with the experiment's code".format(dataset.get("path")))
         told = missing_code(str(repository), str(revision))
-        return Check(subject, told is None, told or "{} at {}".format(repository, str(revision)[:12]))
+        return Check(subject, told is None, masked(told or "{} at {}".format(repository, str(revision)[:12])))
     found = APIClient().tasks.get_all(id=[dataset["dataset_id"]], only_fields=["id", "status"], search_hidden=True)
     if not found:
         return Check(subject, False, "it was deleted from the server ({})".format(dataset["dataset_id"]))

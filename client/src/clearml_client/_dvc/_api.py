@@ -44,7 +44,10 @@ class DvcApi:
 
     Args:
         repo: folder or URL of the git repository. Without it: ``dvc_repo`` of ``[tool.clearml_client]`` in
-            pyproject.toml, or the repository around the working directory or the script.
+            pyproject.toml, or the repository around the working directory or the script. Paths count from the DVC
+            project that the folder is in. Those of a URL count from the root of the git repository, as for ``dvc
+            get``, and so do those of a folder above several projects (``dvc init --subdir``): each path is had from
+            the remotes of the project that it is in.
         rev: branch, tag or commit; without it ``dvc_rev`` of the same place, the files of the folder as they are, or
             the default branch of a URL.
         remote: name of a remote; without it the one that DVC would take.
@@ -79,6 +82,7 @@ class DvcApi:
         else:
             self._path = self._files.workspace()
         self._found: Dict[str, List[Output]] = {}
+        self._sites: Dict[str, Site] = {}
 
     @property
     def dvc_path(self) -> Path:
@@ -122,7 +126,7 @@ class DvcApi:
         wrong = []
         for output in self._find(name):
             below = name[len(output.path) + 1 :] if name.startswith(output.path + "/") else ""
-            site = self._site()
+            site = self._site(output)
             entries = list_entries(output, below, site)
             if entries is None:
                 raise ClearmlClientError(f"{output.path} was not pulled on this machine: call dvc_pull first")
@@ -166,11 +170,17 @@ class DvcApi:
             self._found[name] = found
         return self._found[name]
 
-    def _site(self) -> "Site":
-        return Site(self._files)
+    def _site(self, output: Output) -> "Site":
+        """Return the settings of the project that tracks an output."""
+        if self._files.folder() is not None:
+            # Somebody may mend them while this object lives.
+            return Site(self._files, output.project)
+        if output.project not in self._sites:
+            self._sites[output.project] = Site(self._files, output.project)
+        return self._sites[output.project]
 
     def _pull(self, output: Output, below: str) -> None:
-        site = self._site()
+        site = self._site(output)
         content = self._tree(output, below, site)
         target = self._path / output.path
         if below:
@@ -220,11 +230,13 @@ class DvcApi:
     def _record(self, output: Output, below: str) -> None:
         from .._links import record
 
+        # Two projects of one repository may have the same path: its name counts from git's root.
+        path = str(PurePosixPath(self._files.prefix + output.path) / below)
         record(
-            name=str(PurePosixPath(output.path) / below),
+            name=path,
             version=self._files.version(self._rev, output.path, output.origin),
             hash=output.md5,
-            path=str(PurePosixPath(output.path) / below),
+            path=path,
             store="dvc",
             revision=self._files.commit or "",
         )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 # Paths are text where there can be a million of them, and Path has no readlink before Python 3.9.
-# ruff: noqa: PTH110
+# ruff: noqa: PTH108, PTH110, PTH116
+import contextlib
 import importlib.util
 import json
 import os
@@ -18,7 +19,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 
 from .._cache import check_space
 from .._errors import ClearmlClientError
-from ._objects import list_entries, object_path
+from ._objects import Entry, hash_is, list_entries, object_path
 from ._repository import Output, masked
 from ._settings import Config, Site, remotes
 
@@ -27,6 +28,10 @@ __all__ = ["dvc_command", "fetch", "fetch_some"]
 # In a queue's console a line every so often; at a terminal the same line, rewritten.
 LINE_SECONDS = 10.0
 TERMINAL_SECONDS = 0.5
+# The project's own cache, where another is used; DVC calls it so too.
+LOCAL = "auto-generated-upstream"
+# Settings of ``core`` that steer a fetch.
+CORE = ("checksum_jobs", "hardlink_lock")
 # A file that no folder has: DVC brings a folder's list to look for it.
 ONLY_THE_LIST = "out/no such file: only the list comes"
 # Runs a command that ends with us: a DVC that goes on after a kill -9 would transfer beside the next one.
@@ -47,12 +52,35 @@ def fetch(scratch: Path, output: Output, below: str, site: Site, asked: Optional
         ClearmlClientError: if it did not come whole, or would not fit.
     """
     objects = site.objects(output.legacy)
-    remote = None if output.imported else site.remote(asked, output)
+    if asked is None and _is_at_hand(output, site):
+        with contextlib.suppress(ClearmlClientError):
+            _fetch_from(scratch, output, below, site, LOCAL)
+    if asked is not None or _lost(output, below, site, objects) != []:
+        _fetch_from(scratch, output, below, site, None if output.imported else site.remote(asked, output))
+
+
+def _lost(output: Output, below: str, site: Site, objects: Path) -> Optional[List[Entry]]:
+    """Return the files that the cache lacks; None where their list is not there."""
+    entries = list_entries(output, below, site)
+    return [e for e in entries if not os.path.exists(object_path(objects, e.md5))] if entries is not None else None
+
+
+def _is_at_hand(output: Output, site: Site) -> bool:
+    """Tell whether the project's own cache has an output, which nobody may have pushed yet."""
+    if site.local_cache is None:
+        return False
+    objects = site.local_cache if output.legacy else site.local_cache / "files" / "md5"
+    return os.path.exists(object_path(objects, output.md5 + (".dir" if output.folder else "")))
+
+
+def _fetch_from(scratch: Path, output: Output, below: str, site: Site, remote: Optional[str]) -> None:
+    objects = site.objects(output.legacy)
     folder = Path(tempfile.mkdtemp(prefix="fetch.", dir=str(scratch)))
     try:
         _write_repository(folder, output, site, remote)
         target = f"out/{below}" if below else "out.dvc"
         progress = _Progress(output, below, site)
+        begin = time.time()
         if not _fits(progress, output, site):
             # Another version may have brought most of it: only the list can tell.
             _run_dvc(folder, [ONLY_THE_LIST], remote, site, lambda: None)
@@ -62,7 +90,10 @@ def fetch(scratch: Path, output: Output, below: str, site: Site, asked: Optional
     finally:
         shutil.rmtree(str(folder), ignore_errors=True)
     entries = list_entries(output, below, site)
-    lost = [e for e in entries if not os.path.exists(object_path(objects, e.md5))] if entries is not None else None
+    if output.imported:
+        # DVC verifies what a remote of ours gives, and not what another repository's gives.
+        _drop_false(entries or [], objects, output.legacy, begin)
+    lost = _lost(output, below, site, objects)
     if lost == []:
         progress.end()
         return
@@ -89,7 +120,8 @@ def fetch_some(scratch: Path, output: Output, paths: Sequence[str], site: Site, 
     Raises:
         ClearmlClientError: if they did not come.
     """
-    remote = None if output.imported else site.remote(asked, output)
+    at_hand = asked is None and _is_at_hand(output, site)
+    remote = LOCAL if at_hand else None if output.imported else site.remote(asked, output)
     folder = Path(tempfile.mkdtemp(prefix="fetch.", dir=str(scratch)))
     try:
         _write_repository(folder, output, site, remote)
@@ -111,8 +143,19 @@ def fetch_some(scratch: Path, output: Output, paths: Sequence[str], site: Site, 
         )
 
 
+def _drop_false(entries: Sequence[Entry], objects: Path, legacy: bool, begin: float) -> None:
+    """Delete those files from the cache that came just now and are not what their names say."""
+    for path, md5 in {object_path(objects, entry.md5): entry.md5 for entry in entries}.items():
+        with contextlib.suppress(FileNotFoundError):
+            # A second or so is lost by clocks of file systems.
+            if os.stat(path).st_ctime >= begin - 2 and not hash_is(Path(path), md5, legacy):
+                os.unlink(path)
+
+
 def _where(remote: Optional[str], site: Site) -> str:
     """Return what an output comes from, in words."""
+    if remote == LOCAL:
+        return f"the cache {site.local_cache}"
     return f"the remote {remote} ({site.url(remote)})" if remote else "the repository it is imported from"
 
 
@@ -133,9 +176,13 @@ def _fits(progress: "_Progress", output: Output, site: Site) -> bool:
 
 def _write_repository(folder: Path, output: Output, site: Site, remote: Optional[str]) -> None:
     """Make up a repository that tracks one output and has the settings of the real one."""
-    config: Config = {section: dict(options) for section, options in site.own.items()}
-    core = config.setdefault("core", {})
+    # Of its other settings some are folders, and none are for one fetch.
+    config: Config = {section: dict(site.own[section]) for section in remotes(site.own).values()}
+    own = site.own.get("core", {})
+    core = config.setdefault("core", {key: own[key] for key in CORE if key in own})
     core.update({"no_scm": "true", "analytics": "false", "check_update": "false"})
+    if remote == LOCAL:
+        config[f'remote "{LOCAL}"'] = {"url": str(site.local_cache)}
     if remote is not None:
         core["remote"] = remote
         name = remotes(config).get(remote, f'remote "{remote}"')
@@ -163,7 +210,8 @@ def _write_repository(folder: Path, output: Output, site: Site, remote: Optional
     if output.files is not None:
         out["nfiles"] = output.files
     # JSON is YAML.
-    (folder / "out.dvc").write_text(json.dumps({**output.imported, "frozen": True, "outs": [out]}) + "\n")
+    imported = {} if remote is not None else output.imported
+    (folder / "out.dvc").write_text(json.dumps({**imported, "frozen": True, "outs": [out]}) + "\n")
 
 
 def _run_dvc(folder: Path, targets: Sequence[str], remote: Optional[str], site: Site, look: Callable[[], None]) -> str:
@@ -206,7 +254,9 @@ def _run_dvc(folder: Path, targets: Sequence[str], remote: Optional[str], site: 
                 child.kill()
                 child.wait()
     said = [line.strip() for line in log.read_text(errors="replace").splitlines()]
-    complaints = [line for line in said if line and "Everything is up to date" not in line and "fetched" not in line]
+    # Of an import DVC misses a remote that it does not need.
+    vain = ("Everything is up to date", "fetched", *(() if remote is not None else ("No remote provided",)))
+    complaints = [line for line in said if line and not any(word in line for word in vain)]
     return masked(" ".join(complaints))[-600:]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 # Paths are text where there can be a million of them, and Path has no readlink before Python 3.9.
 # ruff: noqa: PTH118
+import contextlib
 import difflib
 import hashlib
 import os
@@ -13,20 +14,36 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path, PurePosixPath
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple, Union
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 from .._cache import dvc_folder, locked
 from .._errors import ClearmlClientError
 
-__all__ = ["MD5", "Commit", "Output", "Source", "configured", "masked", "open_source", "run_git"]
+__all__ = [
+    "MD5",
+    "Commit",
+    "Output",
+    "Source",
+    "configured",
+    "git_root",
+    "masked",
+    "open_source",
+    "root_of",
+    "run_git",
+    "starts",
+]
 
 MD5 = re.compile(r"[0-9a-f]{32}\Z")
+# What dvc init commits; DVC takes any folder .dvc, and git keeps none that is empty.
+MARKS = (".dvc/config", ".dvc/.gitignore")
+# What a user's own settings could add to git's answers.
+PLAIN = ("-c", "color.ui=false", "-c", "column.ui=never", "-c", "log.showSignature=false")
 
 
 class Output(NamedTuple):
     """What DVC tracks as one: a file, or a folder with all that is below it."""
 
-    path: str  # below the root of the DVC repository, with /
+    path: str  # below the root of the source, with /
     md5: str  # of the file, or of the list of the folder's files
     folder: bool
     size: Optional[int]  # bytes
@@ -36,6 +53,7 @@ class Output(NamedTuple):
     imported: Mapping[str, Any]  # dependencies of an output that another repository's remote holds
     origin: str  # the file that tells all this
     meta: Mapping[str, Any] = {}  # what people noted in that file
+    project: str = ""  # the DVC project below the root that tracks it: "" or a path that ends with a slash
 
 
 def configured() -> Tuple[Optional[str], Optional[str]]:
@@ -65,54 +83,80 @@ def open_source(repo: Union[str, "os.PathLike[str]", None], rev: Optional[str]) 
             )
         if not (folder / ".dvc").is_dir() and _is_bare(folder):
             return _from_url(str(folder.absolute()), rev)
-        around = _root_of(folder.absolute())
+        around = root_of(folder.absolute())
         if around is None:
-            raise ClearmlClientError(f"{folder} has no .dvc folder: name a DVC repository, or run dvc init there")
+            above = git_root(folder.absolute())
+            # A repository of several projects, made by dvc init --subdir, is named by a folder above them.
+            if above is None or (rev is None and not projects_in(above, folder.absolute())):
+                raise ClearmlClientError(f"{folder} has no .dvc folder: name a DVC repository, or run dvc init there")
+            around = folder.absolute()
         root = around
-    git = _git_root(root)
+    git = git_root(root)
     if rev is None:
         return _Worktree(root, git)
     if git is None:
         raise ClearmlClientError(
             f"rev is {rev!r}, and {root} is not under git: leave rev out, or name the git repository"
         )
-    return Commit(git, _resolve(git, rev, str(root)), root.relative_to(git).as_posix(), str(root), root)
+    source = Commit(git, _resolve(git, rev, str(root)), root.relative_to(git).as_posix(), str(root), root)
+    if not source.has_projects():
+        raise ClearmlClientError(
+            f"{root} has no .dvc folder at {rev}, in no folder of it: name another revision, or a DVC repository"
+        )
+    return source
+
+
+def starts() -> List[Path]:
+    """Return the folders in which a script works: the working directory, and its own."""
+    found = [Path.cwd()]
+    main = getattr(sys.modules.get("__main__"), "__file__", None)
+    if main:
+        found.append(Path(main).absolute().parent)
+    return found
 
 
 def _search() -> Path:
     """Find the repository around the working directory, the script, or in their git repositories."""
-    starts = [Path.cwd()]
-    main = getattr(sys.modules.get("__main__"), "__file__", None)
-    if main:
-        starts.append(Path(main).absolute().parent)
-    for start in starts:
-        root = _root_of(start)
+    folders = starts()
+    for start in folders:
+        root = root_of(start)
         if root is not None:
             return root
     # dvc init --subdir, beside where we are.
-    for git in filter(None, (_git_root(start) for start in starts)):
-        listed = run_git(git, "ls-files", "-z", "--", ":(glob)**/.dvc/config").stdout.split("\0")
-        roots = sorted(str(git / name[: -len("/.dvc/config")]) for name in listed if name.endswith("/.dvc/config"))
-        if len(roots) == 1:
-            return Path(roots[0])
+    for git in filter(None, (git_root(start) for start in folders)):
+        roots = projects_in(git, git)
         if roots:
-            raise ClearmlClientError(
-                f"{git} has several DVC repositories: write DvcApi(repo=...) with one of {', '.join(roots)}"
-            )
+            # Of several, each path tells by itself which one is meant.
+            return roots[0] if len(roots) == 1 else git
     raise ClearmlClientError(
-        f"no .dvc folder in {' or '.join(dict.fromkeys(map(str, starts)))} or above: run inside a DVC repository, "
+        f"no .dvc folder in {' or '.join(dict.fromkeys(map(str, folders)))} or above: run inside a DVC repository, "
         "write DvcApi(repo=...) with a folder or a URL, or set dvc_repo in [tool.clearml_client] of pyproject.toml"
     )
 
 
-def _root_of(start: Path) -> Optional[Path]:
+def projects_in(git: Path, folder: Path) -> List[Path]:
+    """Return the DVC projects in a folder of a git repository, those that are not committed yet included."""
+    words = ("ls-files", "-z", "--full-name", "--cached", "--others", "--exclude-standard", "--")
+    found = run_git(folder, *words, *(f":(glob)**/{mark}" for mark in MARKS)).stdout.split("\0")
+    # git lists what was deleted since the last commit too
+    return sorted(root for root in {git / PurePosixPath(n).parent.parent for n in found if n} if _is_project(root))
+
+
+def root_of(start: Path) -> Optional[Path]:
+    """Return the DVC project that a folder is in."""
     for folder in (start, *start.parents):
-        if (folder / ".dvc" / "config").is_file():
+        if _is_project(folder):
             return folder
     return None
 
 
-def _git_root(folder: Path) -> Optional[Path]:
+def _is_project(folder: Path) -> bool:
+    """Tell whether a folder is a DVC project; a .dvc folder alone may be what another branch left."""
+    return any((folder / mark).is_file() for mark in (*MARKS, ".dvc/config.local"))
+
+
+def git_root(folder: Path) -> Optional[Path]:
+    """Return the git repository that a folder is in."""
     for above in (folder, *folder.parents):
         # In a worktree or a submodule .git is a file.
         if (above / ".git").exists():
@@ -130,15 +174,14 @@ def run_git(folder: Path, *arguments: str, check: bool = False) -> "subprocess.C
     Raises:
         ClearmlClientError: if there is no git; with ``check``, if it fails.
     """
-    command = ["git", "-c", f"safe.directory={folder}", "-C", str(folder), *arguments]
-    environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0"}
     try:
         done = subprocess.run(
-            command,
-            env=environment,
+            _git_command(folder, *arguments),
+            env=_git_environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            universal_newlines=True,
+            encoding="utf-8",
+            errors="surrogateescape",
             check=False,
         )
     except FileNotFoundError:
@@ -148,9 +191,45 @@ def run_git(folder: Path, *arguments: str, check: bool = False) -> "subprocess.C
     return done
 
 
+def _git_command(folder: Path, *arguments: str) -> List[str]:
+    return ["git", *PLAIN, "-c", f"safe.directory={folder}", "-C", str(folder), *arguments]
+
+
+def _git_environment() -> Dict[str, str]:
+    # Inside a hook of git these lead to the hook's repository.
+    kept = {k: v for k, v in os.environ.items() if k not in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")}
+    return {**kept, "GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C.UTF-8"}
+
+
+def _blobs(git: Path, commit: str, names: Sequence[str]) -> List[Optional[bytes]]:
+    """Return files of a commit, None for each that is not there; one process for all."""
+    asked = "".join(f"{commit}:{name}\n" for name in names).encode("utf-8", "surrogateescape")
+    done = subprocess.run(
+        _git_command(git, "cat-file", "--batch"),
+        env=_git_environment(),
+        input=asked,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        check=False,
+    )
+    found: List[Optional[bytes]] = []
+    rest = done.stdout
+    for _ in names:
+        head, _, rest = rest.partition(b"\n")
+        words = head.split(b" ")
+        if len(words) != 3 or words[1] not in (b"blob", b"tree", b"commit", b"tag") or not words[2].isdigit():
+            found.append(None)
+            continue
+        size = int(words[2])
+        found.append(rest[:size] if words[1] == b"blob" else None)
+        rest = rest[size + 1 :]
+    return found
+
+
 def masked(text: str) -> str:
-    """Hide what may be a password in URLs."""
-    return re.sub(r"://[^/@\s]+@", "://***@", text)
+    """Hide what may be a password in URLs, an @ of its own included, and the tokens in their questions."""
+    text = re.sub(r"://[^/\s]*@", "://***@", text)
+    return re.sub(r"(?i)([?&][^=&\s]*(?:token|password|secret|sig|key)[^=&\s]*=)[^&\s'\"]+", r"\1***", text)
 
 
 def _resolve(git: Path, rev: str, name: str) -> str:
@@ -188,6 +267,8 @@ def _from_url(url: str, rev: Optional[str]) -> "Commit":
                         f"the repository {masked(url)} cannot be cloned: {masked(done.stderr.strip()[-500:])}. Check "
                         "its URL, and that this machine's key or token may read it"
                     )
+                # Its settings hold the URL, and that may hold a password.
+                (half / "clone").chmod(0o700)
                 (half / "clone").rename(folder)
             finally:
                 shutil.rmtree(str(half), ignore_errors=True)
@@ -205,15 +286,20 @@ def _from_url(url: str, rev: Optional[str]) -> "Commit":
                 )
         commit = _resolve(folder, rev or "HEAD", url)
     source = Commit(folder, commit, ".", url, None)
-    if source.read(".dvc/config") is None:
+    if not source.has_projects():
         raise ClearmlClientError(
-            f"{masked(url)} has no .dvc folder at {rev or commit}: name a DVC repository, or run dvc init"
+            f"{masked(url)} has no .dvc folder at {rev or commit}, in no folder of it: name a DVC repository, or run "
+            "dvc init"
         )
     return source
 
 
 class Source:
-    """The small files of a DVC repository: its settings, and what it tracks."""
+    """The small files of the DVC projects below one root: their settings, and what they track.
+
+    A repository may hold several, made by ``dvc init --subdir``, one in the other too; each has its own remotes. A
+    file that tells what is tracked belongs to the nearest project above it, as for DVC.
+    """
 
     commit: Optional[str] = None
     git: Optional[Path] = None
@@ -221,13 +307,37 @@ class Source:
     prefix = ""
     """Where the root is in git's repository: "" or a path that ends with a slash."""
 
+    def __init__(self) -> None:
+        self._is_project: Dict[str, bool] = {}
+
     def read(self, name: str) -> Optional[bytes]:
         """Return a file below the root, None where it is not there."""
+        return self.read_all([name]).get(name)
+
+    def read_all(self, names: Sequence[str]) -> Dict[str, bytes]:
+        """Return those of the files below the root that are there, by their names."""
         raise NotImplementedError
 
     def names(self) -> List[str]:
         """Return the files that tell what is tracked."""
         raise NotImplementedError
+
+    def has_projects(self) -> bool:
+        """Tell whether there is a DVC project at the root or below."""
+        raise NotImplementedError
+
+    def project_of(self, name: str) -> Optional[str]:
+        """Return the project that a file belongs to: "" or a path that ends with a slash; None outside of all."""
+        above = [name[: end + 1] for end in range(len(name) - 1, -1, -1) if name[end] == "/"] + [""]
+        unknown = [prefix for prefix in above if prefix not in self._is_project]
+        if unknown:
+            self._look_for_projects(unknown)
+        return next((prefix for prefix in above if self._is_project[prefix]), None)
+
+    def _look_for_projects(self, prefixes: Sequence[str]) -> None:
+        there = self.read_all([prefix + mark for prefix in prefixes for mark in MARKS])
+        for prefix in prefixes:
+            self._is_project[prefix] = any(prefix + mark in there for mark in MARKS)
 
     def folder(self) -> Optional[Path]:
         """Return the root on this disk, if there is one."""
@@ -242,21 +352,32 @@ class Source:
         raise NotImplementedError
 
     def find(self, name: str) -> List[Output]:
-        """Return what is tracked at, above or below a path; nothing where nothing is."""
+        """Return what is tracked at, above or below a path; nothing where nothing is.
+
+        Of a folder on this disk what is below is that of the project it is in, as for ``dvc pull``, if that has any;
+        of a URL it is that of all projects, as for ``dvc get``.
+        """
         # As dvc add names its files, without looking at others.
         parts = name.split("/") if name else []
-        for count in range(len(parts), 0, -1):
-            above = "/".join(parts[:count])
-            found = [output for output in self._told(above + ".dvc") if output.path == above]
+        above = ["/".join(parts[:count]) for count in range(len(parts), 0, -1)]
+        texts = self.read_all([path + ".dvc" for path in above])
+        for path in (path for path in above if path + ".dvc" in texts):
+            found = [o for o in self._told(path + ".dvc", texts[path + ".dvc"]) if o.path == path]
             if found:
                 return found
         outputs = self.outputs()
         above_or_same = [o for o in outputs if name == o.path or name.startswith(o.path + "/")]
-        return above_or_same[:1] or [o for o in outputs if not name or o.path.startswith(name + "/")]
+        if above_or_same:
+            return above_or_same[:1]
+        below = [o for o in outputs if not name or o.path.startswith(name + "/")]
+        if self.folder() is None:
+            return below
+        project = self.project_of(f"{name}/." if name else ".")
+        return [o for o in below if o.project == project] or below
 
     def outputs(self) -> List[Output]:
-        """Return all that is tracked."""
-        return [output for name in self.names() for output in self._told(name)]
+        """Return all that is tracked, in all projects."""
+        return [output for name, text in self.read_all(self.names()).items() for output in self._told(name, text)]
 
     def untracked(self, name: str) -> ClearmlClientError:
         """Return the error for a path that is not tracked; it has names that are near."""
@@ -287,17 +408,22 @@ class Source:
         """Return where the repository is, as somebody wrote it."""
         raise NotImplementedError
 
-    def _told(self, name: str) -> List[Output]:
-        text = self.read(name)
-        if text is None:
+    def _told(self, name: str, text: bytes) -> List[Output]:
+        project = self.project_of(name)
+        if project is None:
             return []
-        return _read_lock(self, name, text) if name.rpartition("/")[2] == "dvc.lock" else _read_stage(name, text)
+        is_lock = name.rpartition("/")[2] == "dvc.lock"
+        outputs = _read_lock(self, name, text) if is_lock else _read_stage(self, name, text, project)
+        # One that leads out of the root is another file system's, or somebody's who wants to write there.
+        kept = [output for output in outputs if not output.path.startswith(("/", "../"))]
+        return [output._replace(project=project) for output in kept]
 
 
 class _Worktree(Source):
     """A folder as it is, changes that were not committed included."""
 
     def __init__(self, root: Path, git: Optional[Path]) -> None:
+        super().__init__()
         self._root = root
         self.git = git
         if git is not None:
@@ -312,11 +438,18 @@ class _Worktree(Source):
     def __str__(self) -> str:
         return str(self._root)
 
-    def read(self, name: str) -> Optional[bytes]:
-        try:
-            return (self._root / name).read_bytes()
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            return None
+    def read_all(self, names: Sequence[str]) -> Dict[str, bytes]:
+        found = {}
+        for name in names:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                found[name] = (self._root / name).read_bytes()
+        return found
+
+    def _look_for_projects(self, prefixes: Sequence[str]) -> None:
+        self._is_project.update({prefix: _is_project(self._root / prefix) for prefix in prefixes})
+
+    def has_projects(self) -> bool:
+        return _is_project(self._root) or (self.git is not None and bool(projects_in(self.git, self._root)))
 
     def names(self) -> List[str]:
         found = []
@@ -341,7 +474,9 @@ class _Worktree(Source):
             return "worktree"
         tags = run_git(self.git, "tag", "--points-at", "HEAD").stdout.split()
         # path@1.4.0 is a version of that path alone.
-        own = [tag for tag in tags if tag.startswith(f"{path}@")]
+        own = [tag for tag in tags if tag.startswith(f"{self.prefix}{path}@")]
+        if not own and self.prefix and len(projects_in(self.git, self.git)) == 1:
+            own = [tag for tag in tags if tag.startswith(f"{path}@")]
         tag = next(iter(own or [tag for tag in tags if "@" not in tag]), "").rpartition("@")[2]
         changed = run_git(self.git, "status", "--porcelain", "--", str(self._root / origin)).stdout.strip()
         return (tag or self.commit[:12]) + ("-modified" if changed else "")
@@ -353,11 +488,13 @@ class Commit(Source):
     git: Path
 
     def __init__(self, git: Path, commit: str, prefix: str, name: str, root: Optional[Path]) -> None:
+        super().__init__()
         self.git = git
         self.prefix = "" if prefix == "." else prefix + "/"
         self._name = name
         self._root = root
-        self.commit = commit
+        self.commit: str = commit
+        self._listed: Optional[List[str]] = None
 
     def name(self) -> str:
         return self._name
@@ -365,16 +502,39 @@ class Commit(Source):
     def __str__(self) -> str:
         return f"{masked(self._name)}@{self.commit}"
 
-    def read(self, name: str) -> Optional[bytes]:
-        done = run_git(self.git, "show", f"{self.commit}:{self.prefix}{name}")
-        return done.stdout.encode() if done.returncode == 0 else None
+    def read_all(self, names: Sequence[str]) -> Dict[str, bytes]:
+        found = _blobs(self.git, self.commit, [self.prefix + os.path.normpath(name) for name in names])
+        return {name: text for name, text in zip(names, found) if text is not None}  # noqa: B905 - of Python 3.10
+
+    def has_projects(self) -> bool:
+        if self.project_of(".") is not None:
+            return True
+        return any(f"/{name}".endswith(tuple(f"/{mark}" for mark in MARKS)) for name in self._all())
+
+    def _all(self) -> List[str]:
+        """Return all files below the root."""
+        if self._listed is None:
+            words = ("ls-tree", "-r", "-z", "--name-only", "--full-tree", self.commit)
+            where = ("--", self.prefix) if self.prefix else ()
+            listed = run_git(self.git, *words, *where, check=True).stdout
+            self._listed = [n[len(self.prefix) :] for n in listed.split("\0") if n.startswith(self.prefix)]
+        return [name for name in self._listed if name]
 
     def names(self) -> List[str]:
-        listed = run_git(
-            self.git, "ls-tree", "-r", "-z", "--name-only", "--full-tree", str(self.commit), check=True
-        ).stdout
-        below = [n[len(self.prefix) :] for n in listed.split("\0") if n.startswith(self.prefix)]
-        return sorted(n for n in below if (n.endswith(".dvc") and n != ".dvc") or n.rpartition("/")[2] == "dvc.lock")
+        every = self._all()
+        marks = {name for name in every if f"/{name}".endswith(tuple(f"/{mark}" for mark in MARKS))}
+        projects = {name[: name.rindex(".dvc/")] for name in marks}
+        found = sorted(
+            n
+            for n in every
+            if (n.endswith(".dvc") or n.rpartition("/")[2] == "dvc.lock") and not f"/{n}".count("/.dvc/")
+        )
+        for name in found:
+            for end, letter in enumerate(name):
+                if letter == "/":
+                    self._is_project[name[: end + 1]] = name[: end + 1] in projects
+        self._is_project[""] = "" in projects
+        return found
 
     def folder(self) -> Optional[Path]:
         return self._root
@@ -397,11 +557,15 @@ def _yaml(name: str, text: bytes) -> Dict[str, Any]:
     return told if isinstance(told, dict) else {}
 
 
-def _read_stage(name: str, text: bytes) -> List[Output]:
+def _read_stage(source: Source, name: str, text: bytes, project: str) -> List[Output]:
     """Read a .dvc file."""
     told = _yaml(name, text)
     folder = PurePosixPath(name).parent / str(told.get("wdir", "."))
-    imported = [d for d in told.get("deps") or [] if isinstance(d, dict) and "repo" in d]
+    imported = [
+        _read_import(source, d, [folder, PurePosixPath(project)])
+        for d in told.get("deps") or []
+        if isinstance(d, dict) and isinstance(d.get("repo"), dict)
+    ]
     found = []
     for out in told.get("outs") or []:
         output = _read_out(folder, out, name)
@@ -415,19 +579,56 @@ def _read_stage(name: str, text: bytes) -> List[Output]:
     return found
 
 
+def _read_import(source: Source, dep: Dict[str, Any], folders: Sequence[PurePosixPath]) -> Dict[str, Any]:
+    """Read what an output was imported from; DVC writes a folder down as somebody typed it, from where he stood."""
+    root = source.folder()
+    repo = dict(dep["repo"])
+    for key in ("url", "config"):
+        value = repo.get(key)
+        if root is None or not isinstance(value, str) or re.match(r"/|[\w.+@-]+:", value):
+            continue
+        for folder in folders:
+            place = root / folder / value
+            if place.exists():
+                repo[key] = os.path.normpath(str(place))
+                break
+    return {**dep, "repo": repo}
+
+
 def _read_lock(source: Source, name: str, text: bytes) -> List[Output]:
-    """Read a dvc.lock, which knows the outputs of pipelines; their folders are in the dvc.yaml beside it."""
+    """Read a dvc.lock, which knows the outputs of pipelines; all else of them is in the dvc.yaml beside it."""
     folder = PurePosixPath(name).parent
     pipeline = source.read(str(folder / "dvc.yaml"))
     stages = _yaml(str(folder / "dvc.yaml"), pipeline).get("stages") if pipeline is not None else {}
+    locked_stages = _yaml(name, text)
+    if "schema" in locked_stages or "stages" in locked_stages:  # DVC 1 had the stages at the top
+        locked_stages = locked_stages.get("stages") or {}
     found = []
-    for stage, told in (_yaml(name, text).get("stages") or {}).items():
+    for stage, told in locked_stages.items():
+        if not isinstance(told, dict):
+            continue
         plan = (stages or {}).get(str(stage).partition("@")[0]) or {}
-        work = str((plan.get("do") or plan).get("wdir", ".")) if isinstance(plan, dict) else "."
+        plan = (plan.get("do") or plan) if isinstance(plan, dict) else {}
+        flags = _flags(plan)
         for out in told.get("outs") or []:
-            output = _read_out(folder / work, out, name)
+            own = next((more for pattern, more in flags if pattern.match(str(out.get("path")))), {})
+            output = _read_out(folder / str(plan.get("wdir", ".")), {**out, **own}, name)
             if output is not None:
                 found.append(output)
+    return found
+
+
+def _flags(plan: Mapping[str, Any]) -> "List[Tuple[re.Pattern[str], Dict[str, Any]]]":
+    """Return what a stage of a pipeline says of its outputs: their own remote, and whether the cache has them."""
+    found = []
+    for kind in ("outs", "metrics", "plots"):
+        for told in plan.get(kind) or []:
+            for path, more in told.items() if isinstance(told, dict) else ():
+                if isinstance(more, dict):
+                    # ${item} stands for anything; the lock has what it stood for.
+                    words = [re.escape(word) for word in re.split(r"\$\{[^}]*\}", os.path.normpath(str(path)))]
+                    own = {key: more[key] for key in ("cache", "remote") if key in more}
+                    found.append((re.compile(".+".join(words) + r"\Z"), own))
     return found
 
 

@@ -2,7 +2,9 @@
 
 A path that DVC tracks is a dataset, and git's tags are its versions: ``data/images@1.4.0`` is the annotated tag of
 that name, which is how GTO writes it too, or else the tag, branch or commit ``1.4.0`` of the whole repository. A
-lightweight tag ``data/images@golden`` is a label. Git knows who made what from what; DVC's remote holds the files.
+lightweight tag ``data/images@golden`` is a label. A tag has the path from git's root, so that two projects of one
+repository (``dvc init --subdir``) do not take each other's. Git knows who made what from what; DVC's remote holds the
+files.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from .. import _cache
 from .._dvc import DvcApi
 from .._dvc._fetch import dvc_command, fetch_some
 from .._dvc._objects import Entry, hash_is, list_entries, object_path
-from .._dvc._repository import Commit, Output, masked, open_source, run_git
+from .._dvc._repository import Commit, Output, masked, open_source, projects_in, run_git
 from .._dvc._settings import Site
 from .._dvc._trees import find_shared
 from .._errors import ClearmlClientError
@@ -68,6 +70,7 @@ class DvcStore:
             )
         self._git: Path = self._source.git
         self._known: Optional[List[_Tag]] = None
+        self._alone: Optional[bool] = None
 
     # ------------------------------------------------------------ finding
 
@@ -81,6 +84,27 @@ class DvcStore:
             ]
         return self._known
 
+    def _own(self, tag: _Tag) -> "tuple[str, str]":
+        """Return dataset and version (or label) of a tag; dataset "" for a tag of the whole repository."""
+        dataset, at, version = tag.name.rpartition("@")
+        if not at:
+            return "", tag.name
+        prefix = self._source.prefix
+        if prefix and dataset.startswith(prefix):
+            return dataset[len(prefix) :], version
+        # Before there were several projects, a project's tags may have had its own paths.
+        return (dataset, version) if not prefix or self._is_alone() else (f"/{dataset}", version)
+
+    def _is_alone(self) -> bool:
+        """Tell whether the repository has no other project than this one."""
+        if self._alone is None:
+            every = projects_in(self._git, self._git) if self._source.folder() is not None else []
+            self._alone = len(every) <= 1
+        return self._alone
+
+    def _tag(self, name: str, version: str) -> str:
+        return f"{self._source.prefix}{name}@{version}"
+
     def _at(self, commit: str) -> Commit:
         return self._source.at_commit(self._git, commit)
 
@@ -92,15 +116,16 @@ class DvcStore:
         """Give a dataset's versions, in no order."""
         labels: Dict[str, List[str]] = {}
         for tag in self._tags():
-            if not tag.annotated and tag.name.startswith(f"{name}@"):
-                labels.setdefault(tag.commit, []).append(tag.name[len(name) + 1 :])
+            dataset, label = self._own(tag)
+            if not tag.annotated and dataset == name:
+                labels.setdefault(tag.commit, []).append(label)
         for tag in self._tags():
-            dataset, at, version = tag.name.rpartition("@")
-            if at and (dataset != name or not tag.annotated):
+            dataset, version = self._own(tag)
+            if dataset and (dataset != name or not tag.annotated):
                 continue
             output = self._output(tag.commit, name)
             if output is not None:
-                yield _version(name, version if at else tag.name, tag, output, labels.get(tag.commit, []))
+                yield _version(name, version, tag, output, labels.get(tag.commit, []))
 
     def versions(self, name: str, *, unfinished: bool = False) -> List[Version]:
         """Return a dataset's versions, one for each tag that has it, from the lowest to the highest.
@@ -169,7 +194,7 @@ class DvcStore:
         output = self._output(commit, version.name)
         if output is None:
             raise ClearmlClientError(f"{version}: {version.name} is not tracked by DVC there")
-        return output, Site(self._at(commit))
+        return output, Site(self._at(commit), output.project)
 
     def _entries(self, version: Version) -> List[Entry]:
         """Return the files of a version; only their list is fetched."""
@@ -273,7 +298,7 @@ class DvcStore:
             history = run_git(self._git, "rev-list", "--topo-order", commit, check=True).stdout.split()
             before = next((by_commit[past] for past in history[1:] if past in by_commit), None)
             nodes[id_] = nodes[id_]._replace(parents=[before] if before else [])
-        return Lineage(version, nodes, _experiments(version))
+        return Lineage(version, nodes, _experiments(self._source.prefix + str(version)))
 
     # ------------------------------------------------------------ downloading
 
@@ -362,8 +387,8 @@ class DvcStore:
             raise ClearmlClientError(
                 f"{name}@{version}: --merge is for ClearML's datasets: in a DVC repository git merges"
             )
-        labels = [f"{name}@{check_tag(tag)}" for tag in tags]
-        tag = f"{name}@{version}"
+        labels = [self._tag(name, check_tag(tag)) for tag in tags]
+        tag = self._tag(name, version)
         self._check_new(tag, name, version)
         for parent in parents:
             commit = self._commit_of(self.find(parent))
@@ -371,15 +396,22 @@ class DvcStore:
                 raise ClearmlClientError(
                     f"{tag}: its parent {parent} is not in the history of this branch: git merge it"
                 )
-        self._add(root, Path(path), name)
+        project = self._source.project_of(name)
+        if project is None:
+            raise ClearmlClientError(
+                f"{root / name} is in no DVC project: choose a path in one, or run dvc init --subdir in its folder"
+            )
+        # DVC works in the project that the path is in: its remotes count.
+        self._add(root / project, Path(path), name[len(project) :])
         told = root / f"{name}.dvc"
         _describe(told, metadata or {}, comment)
-        self._dvc(root, "push", *(["--remote", self._remote] if self._remote else []), f"{name}.dvc")
+        remote = ["--remote", self._remote] if self._remote else []
+        self._dvc(root / project, "push", *remote, f"{name[len(project) :]}.dvc")
         self._commit(root, [told, told.parent / ".gitignore"], comment or tag)
         self._publish(tag, comment or tag, labels)
         self._known = None
         self._source = open_source(self._repo, None)
-        return self.find(tag)
+        return self.find(f"{name}@{version}")
 
     def _check_new(self, tag: str, name: str, version: str) -> None:
         if run_git(self._git, "check-ref-format", f"refs/tags/{tag}").returncode:
@@ -390,8 +422,8 @@ class DvcStore:
             run_git(self._git, "fetch", "--quiet", "--tags", remote, check=True)
             self._known = None
         for tagged in self._tags():
-            dataset, at, other = tagged.name.rpartition("@")
-            if at and dataset == name and tagged.annotated and version_key(other) == version_key(version):
+            dataset, other = self._own(tagged)
+            if dataset == name and tagged.annotated and version_key(other) == version_key(version):
                 raise ClearmlClientError(
                     f"{tag} exists ({tagged.name}): versions are never overwritten; choose another"
                 )
@@ -478,11 +510,13 @@ class DvcStore:
                 raise ClearmlClientError(f"tag {label!r}: {version} has {', '.join(version.tags) or 'no tags'}")
         refs = []
         for label in adding:
-            name = f"{version.name}@{label}"
+            name = self._tag(version.name, label)
             run_git(self._git, "tag", "--force", name, self._commit_of(version), check=True)
             refs.append(f"+refs/tags/{name}")
         for label in removing:
-            name = f"{version.name}@{label}"
+            name = self._tag(version.name, label)
+            if run_git(self._git, "rev-parse", "--verify", "--quiet", f"refs/tags/{name}").returncode:
+                name = f"{version.name}@{label}"
             run_git(self._git, "tag", "--delete", name, check=True)
             refs.append(f":refs/tags/{name}")
         remote = self._origin()
@@ -503,7 +537,8 @@ class DvcStore:
         """
         raise ClearmlClientError(
             f"{version} is a commit of {masked(str(self._repo))}: take its tag away with git (git push --delete REMOTE "
-            f"'{version}'), then free the files that nothing needs: dvc gc --all-tags --all-branches --cloud"
+            f"'{self._tag(version.name, version.version)}'), then free the files that nothing needs: dvc gc "
+            "--all-tags --all-branches --cloud"
         )
 
 
@@ -553,12 +588,12 @@ def _describe(told: Path, metadata: Mapping[str, str], comment: str) -> None:
     told.write_text(yaml.safe_dump(document, sort_keys=False))
 
 
-def _experiments(version: Version) -> List[Experiment]:
+def _experiments(version: str) -> List[Experiment]:
     """Return who noted that it opened the version; nobody where ClearML is not configured."""
     from .._lookup import experiments_of
 
     try:
-        return [Experiment(*found) for found in experiments_of(str(version))]
+        return [Experiment(*found) for found in experiments_of(version)]
     except Exception as error:  # the SDK raises many kinds, and a lineage of git does not need it
         print(f"clearml-client: experiments that used it are not shown: {error}", file=sys.stderr)
         return []
