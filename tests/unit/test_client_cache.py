@@ -5,12 +5,13 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -251,10 +252,11 @@ def test_members_of_the_group_share_it(tmp_path: Path) -> None:
             "from clearml_client._cache import open_tree, pin, unpin, trees\n"
             "os.setgroups([2000]); os.setgid(int(sys.argv[1])); os.setuid(int(sys.argv[1]))\n"
             "os.umask(0o022)\n"
-            "broken = (lambda content: sys.argv[2:] and not (content / 'new').exists())\n"
+            "check = lambda content, paths: [] if (content / 'new').exists() else paths\n"
+            "again = sys.argv[2:] and os.unlink(os.environ['CLEARML_CLIENT_CACHE'] + '/trees/one/seal.json')\n"
             "def make(folder):\n"
             "    (folder / 'new' if sys.argv[2:] else folder / 'old').write_text('x')\n"
-            "print(sorted(p.name for p in open_tree('one', make, source=sys.argv[1], broken=broken).iterdir()))\n"
+            "print(sorted(p.name for p in open_tree('one', make, source=sys.argv[1], check=check).iterdir()))\n"
             "pin('one'); unpin('one')\n"
         )
         environment = {**os.environ, "CLEARML_CLIENT_CACHE": str(shared), "HOME": "/tmp"}
@@ -306,28 +308,135 @@ def test_pins(root: Path) -> None:
             change("two")
 
 
-def test_a_broken_tree_is_made_anew_in_its_place(root: Path) -> None:
+def spoil(content: Path) -> None:
+    with (content / "c.bin").open("ab") as file:
+        file.write(b"edited")
+
+
+def test_a_changed_tree_is_made_anew_in_its_place(root: Path) -> None:
     content = open_tree("one", fill, source="old")
     watched = content.parent / "tree.json"
+    spoil(content)
 
     def replace(folder: Path) -> None:
         assert json.loads(watched.read_text())["source"] == "old", "the old one must be there meanwhile"
-        (folder / "repaired").touch()
+        fill(folder)
 
-    again = open_tree("one", replace, source="new", broken=lambda there: not (there / "repaired").exists())
+    again = open_tree("one", replace, source="new")
     assert again == content
-    assert [entry.name for entry in again.iterdir()] == ["repaired"]
+    assert (again / "c.bin").read_bytes() == b"x" * 1000
     assert [entry.name for entry in (root / "making").iterdir()] == ["one.lock"]
     assert not lease_is_free(root, "one")
-    open_tree("one", fail, source="new", broken=lambda there: not (there / "repaired").exists())
+    open_tree("one", fail, source="new")
+    (damage,) = _cache.damages("one")
+    assert (damage.source, damage.paths, damage.files) == ("new", ["c.bin"], 1)
+    assert damage.since <= damage.found
 
 
-def test_a_failed_repair_leaves_what_was_there(root: Path) -> None:
+def test_a_changed_tree_whose_source_is_gone_is_not_served(root: Path) -> None:
     content = open_tree("one", fill, source="old")
-    with pytest.raises(AssertionError):
-        open_tree("one", fail, source="new", broken=lambda there: True)
+    spoil(content)
+
+    def gone(folder: Path) -> None:
+        raise ClearmlClientError("the pack is gone")
+
+    for _ in range(2):
+        with pytest.raises(ClearmlClientError, match=r"c.bin changed.*not handed out.*the pack is gone"):
+            open_tree("one", gone, source="kitti@1.0.0")
     assert (content / "c.bin").exists()
     assert trees()[0].source == "old"
+
+
+def test_every_change_is_seen(root: Path, tmp_path: Path) -> None:
+    """What somebody can do to a file as root; ``check`` stands for the hashes of the source."""
+    hashed: list[str] = []
+
+    def check(content: Path, paths: Sequence[str]) -> list[str]:
+        hashed.extend(paths)
+        right = {"a/b.txt": b"content", "c.bin": b"x" * 1000}
+        return [path for path in paths if (content / path).read_bytes() != right[path]]
+
+    def same_size_and_time(content: Path) -> None:
+        before = (content / "c.bin").stat()
+        (content / "c.bin").write_bytes(b"y" * 1000)
+        os.utime(content / "c.bin", ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    def replaced(content: Path) -> None:
+        (tmp_path / "other").write_bytes(b"z" * 1000)
+        (tmp_path / "other").replace(content / "c.bin")
+
+    def linked(content: Path) -> None:
+        (content / "c.bin").rename(tmp_path / "moved")
+        (content / "c.bin").symlink_to(tmp_path / "moved")
+
+    def through_a_hard_link(content: Path) -> None:
+        os.link(content / "c.bin", tmp_path / "placed")
+        (tmp_path / "placed").write_bytes(b"w" * 1000)
+
+    def added_in_a_folder_whose_time_is_set_back(content: Path) -> None:
+        before = (content / "a").stat()
+        (content / "a" / "more").touch()
+        os.utime(content / "a", ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    def emptied(content: Path) -> None:
+        shutil.rmtree(content)
+
+    changes = [
+        spoil,
+        same_size_and_time,
+        replaced,
+        linked,
+        through_a_hard_link,
+        added_in_a_folder_whose_time_is_set_back,
+        emptied,
+        lambda content: os.truncate(content / "c.bin", 10),
+        lambda content: (content / "c.bin").unlink(),
+        lambda content: (content / "a").rename(content / "b"),
+    ]
+    for number, change in enumerate(changes):
+        content = open_tree("one", fill, source="test", check=check)
+        for folder in (content, content / "a"):
+            folder.chmod(0o755)
+        (content / "c.bin").chmod(0o644)
+        change(content)
+        content = open_tree("one", fill, source="test", check=check)
+        assert (content / "c.bin").read_bytes() == b"x" * 1000, number
+        assert sorted(path.name for path in content.rglob("*")) == ["a", "b.txt", "c.bin"], number
+        assert len(_cache.damages("one")) == number + 1
+        for left in ("moved", "placed", "other"):
+            (tmp_path / left).unlink(missing_ok=True)
+
+
+def test_what_was_only_touched_is_hashed_once_and_closed_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[list[str]] = []
+
+    def check(content: Path, paths: Sequence[str]) -> list[str]:
+        hashed.append(sorted(paths))
+        return []
+
+    content = open_tree("one", fill, source="test", check=check)
+    (content / "c.bin").chmod(0o666)
+    os.utime(content / "a" / "b.txt")
+    (content / "a").chmod(0o777)
+    for _ in range(3):
+        open_tree("one", fail, source="test", check=check)
+    assert hashed == [["a/b.txt", "c.bin"]]
+    assert stat.S_IMODE((content / "c.bin").stat().st_mode) == 0o444
+    assert stat.S_IMODE((content / "a").stat().st_mode) == 0o555
+    # A tree of an older client proves itself once; with the policy "hash" every tree does, every time.
+    (content.parent / "seal.json").unlink()
+    for _ in range(3):
+        open_tree("one", fail, source="test", check=check)
+    assert hashed[1:] == [["a/b.txt", "c.bin"]]
+    (content.parent / "seal.json").write_text("[half")
+    open_tree("one", fail, source="test", check=check)
+    monkeypatch.setenv("CLEARML_CLIENT_VERIFY", "hash")
+    open_tree("one", fail, source="test", check=check)
+    assert hashed[2:] == [["a/b.txt", "c.bin"]] * 2
+    monkeypatch.setenv("CLEARML_CLIENT_VERIFY", "always")
+    with pytest.raises(ClearmlClientError, match="write stat"):
+        open_tree("one", fail, source="test", check=check)
+    assert _cache.damages("one") == []
 
 
 def test_exchange_without_help_of_the_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,7 +450,7 @@ def test_exchange_without_help_of_the_file_system(tmp_path: Path, monkeypatch: p
 
 def test_changes_by_root_are_seen(root: Path) -> None:
     for change in ("add", "remove", "rename", "delete all"):
-        content = open_tree("one", fill, source="test", broken=is_changed)
+        content = open_tree("one", fill, source="test")
         assert not is_changed(content)
         for folder in (content, content / "a"):
             folder.chmod(0o755)

@@ -177,6 +177,16 @@ def _call(project: str, cache: str, method: str, arguments: Any, named: Any) -> 
     return found
 
 
+def _open_in_experiment(project: str, cache: str, name: str, version_id: str) -> None:
+    """Note in an experiment that runs now that it opened a version, as ``open_dataset`` does."""
+    os.environ["CLEARML_CLIENT_CACHE"] = cache
+    from clearml import Task
+
+    task = Task.create(project_name=project, task_name="reader")
+    task.mark_started()
+    task.set_configuration_object("datasets", config_text=json.dumps([{"name": name, "dataset_id": version_id}]))
+
+
 def _stock(project: str, name: str, version: str | None) -> dict[str, bytes]:
     from clearml import Dataset
 
@@ -369,6 +379,48 @@ def test_a_local_fault_and_a_lost_pack_are_found(store: Store, files: Path, tmp_
     assert not list((other.cache / "trees").glob("*"))
     lost.write_bytes(kept)
     assert contents(other.download("verify")) == contents(files)
+
+
+def test_edited_data_are_not_served_and_who_read_them_is_named(store: Store, files: Path) -> None:
+    made = store.upload(files, "edited", version="1.1.0")
+    folder = store.download("edited")
+    store.site.do(_open_in_experiment, store.project, str(store.cache), "edited", made.id)
+    label = folder / "labels.csv"
+    label.chmod(0o644)
+    with label.open("a") as stream:
+        stream.write("edited\n")
+    label.chmod(0o444)
+    (problem,) = store.verify("edited@1.1.0")
+    assert problem.path == "labels.csv"
+    assert "fetched again" in problem.text
+    assert contents(store.download("edited")) == contents(files)
+    assert store.verify("edited@1.1.0") == []
+    (exposure,) = store.exposures(store.find("edited"))
+    assert (exposure.damage.paths, exposure.damage.files) == (["labels.csv"], 1)
+    assert [one.name for one in exposure.experiments] == ["reader"]
+    told = store.command("verify", "edited").stderr
+    assert "reader" in told
+    assert "run them again" in told
+    # The same size and times as before: the kernel's own time shows that somebody was there.
+    label, before = store.download("edited") / "labels.csv", (folder / "labels.csv").stat()
+    label.chmod(0o644)
+    label.write_bytes(b"#" * before.st_size)
+    label.chmod(0o444)
+    os.utime(label, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert contents(store.download("edited")) == contents(files)
+    assert len(store.exposures(store.find("edited"))) == 2
+
+
+def test_a_damaged_list_of_files_is_fetched_again(store: Store, files: Path) -> None:
+    made = store.upload(files, "listed", version="1")
+    store.download("listed")
+    (kept,) = store.cache.glob(f"index/{made.id}.zip")
+    whole = kept.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", whole[:60] + bytes(30) + whole[90:]):
+        kept.write_bytes(damaged)
+        assert contents(store.download("listed")) == contents(files)
+        assert store.tree("listed").files == len(contents(files))
+    assert store.verify("listed") == []
 
 
 def test_a_link_or_a_copy(store: Store, files: Path, tmp_path: Path) -> None:

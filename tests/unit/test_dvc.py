@@ -599,9 +599,40 @@ def test_a_tree_that_dvc_wrote_into_is_made_anew(site: Site) -> None:
     run(site.clone, site.variables, "git", "checkout", "-q", "v1.0")
     if os.geteuid() == 0:
         dvc(site.clone, site.variables, "pull", "-q")
-        assert content_of(shared) == FILES, "DVC does not do it any more: is_changed could go"
+        assert content_of(shared) == FILES, "DVC does not do it any more"
     run(site.clone, site.variables, "git", "checkout", "-q", "main")
     assert content_of(DvcApi().dvc_pull("data/images")) == version_two()
+
+
+def test_edited_objects_are_fetched_again(site: Site) -> None:
+    """DVC trusts what is read-only, and root in a container edits that too."""
+
+    def edit(file: Path, keep_time: bool) -> None:
+        real, before = file.resolve(), file.stat()
+        real.chmod(0o644)
+        real.write_bytes(b"#" * before.st_size)
+        real.chmod(0o444)
+        if keep_time:
+            os.utime(real, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    for keep_time in (False, True):
+        folder = DvcApi().dvc_pull("data/images")
+        edit(folder / "val" / "3.bin", keep_time)
+        assert content_of(DvcApi().dvc_pull("data/images")) == version_two()
+    # Through a hard link that a training has as its own.
+    own = DvcApi(path=site.home / "hard", link="hardlink").dvc_pull("data/images/val/3.bin")
+    edit(own, False)
+    assert content_of(DvcApi().dvc_pull("data/images")) == version_two()
+    # An object that another version has in common, before that is made here.
+    shared = next(path for path, data in FILES.items() if version_two().get(path) == data)
+    edit(DvcApi().dvc_pull("data/images") / shared, True)
+    assert content_of(DvcApi(rev="v1.0", path=site.home / "old").dvc_pull("data/images")) == FILES
+    # The list of files too.
+    for listing in site.cache.rglob("*.dir"):
+        listing.chmod(0o644)
+        listing.write_text("[]")
+        listing.chmod(0o444)
+    assert content_of(DvcApi(path=site.home / "again").dvc_pull("data/images")) == version_two()
 
 
 def test_a_cache_that_was_emptied_under_a_tree(site: Site, web: type[Counting]) -> None:

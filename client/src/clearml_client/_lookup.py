@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 from clearml import Task
 from clearml.backend_api import Session
@@ -68,8 +68,15 @@ def models_of(dataset: str) -> List[Dict[str, str]]:
     return found
 
 
-def experiments_of(dataset: str) -> List[Tuple[str, str, str, List[str]]]:
-    """Return id, name, status and names of the models of each experiment that opened ``NAME@VERSION``."""
+def experiments_of(
+    dataset: str, wanted: Callable[[Dict[str, Any]], bool] = lambda task: True
+) -> List[Tuple[str, str, str, List[str]]]:
+    """Return id, name, status and names of the models of each experiment that opened ``NAME@VERSION``.
+
+    Args:
+        dataset: ``NAME@VERSION``.
+        wanted: Chooses among them by what the server tells: id, name, status, started, completed.
+    """
     name, _, version = dataset.rpartition("@")
     return [
         (
@@ -79,7 +86,7 @@ def experiments_of(dataset: str) -> List[Tuple[str, str, str, List[str]]]:
             [str(model.get("name") or "") for model in (task.get("models") or {}).get("output") or []],
         )
         for task in _users(name)
-        if str(task["hyperparams"][SECTION][name]["value"]) == version
+        if str(task["hyperparams"][SECTION][name]["value"]) == version and wanted(task)
     ]
 
 
@@ -93,7 +100,15 @@ def _users(name: str) -> Iterator[Dict[str, Any]]:
         tasks = call(
             "tasks",
             "get_all",
-            only_fields=["id", "name", "status", "models.output", "hyperparams.{}".format(SECTION)],
+            only_fields=[
+                "id",
+                "name",
+                "status",
+                "started",
+                "completed",
+                "models.output",
+                "hyperparams.{}".format(SECTION),
+            ],
             order_by=["-created"],
             page=page,
             page_size=PAGE,

@@ -31,7 +31,7 @@ from ._objects import hash_is, list_entries
 from ._place import Ours, clear_way, is_checkout, leads_to, materialise, swap
 from ._repository import Output, configured, open_source
 from ._settings import Site
-from ._trees import find_shared, inside, is_broken, make_tree, tree_key
+from ._trees import checker, find_shared, inside, make_tree, tree_key
 
 __all__ = ["DvcApi"]
 
@@ -198,7 +198,9 @@ class DvcApi:
         def make(folder: Path) -> None:
             make_tree(folder, output, below, site, self._remote)
 
-        return inside(open_tree(tree_key(output, below, site), make, source=source, broken=is_broken), output, below)
+        return inside(
+            open_tree(tree_key(output, below, site), make, source=source, check=checker(output.legacy)), output, below
+        )
 
     def _place(self, output: Output, below: str, content: Path, target: Path, site: "Site") -> None:
         """Put a link, or files of one's own, where the script looks."""

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 # Paths are text where there can be a million of them, and Path has no readlink before Python 3.9.
-# ruff: noqa: PTH116
+# ruff: noqa: PTH108, PTH116
 import difflib
 import hashlib
 import json
+import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import List, NamedTuple, Optional, Sequence
+from typing import List, NamedTuple, Optional, Sequence, Tuple
 
 from .._errors import ClearmlClientError
 from ._repository import MD5, Output
 from ._settings import Site
 
-__all__ = ["Entry", "hash_is", "is_trusted", "list_entries", "no_part", "object_path"]
+__all__ = ["Entry", "discard", "hash_is", "is_trusted", "list_entries", "no_part", "object_path", "wrong_objects"]
+
+logger = logging.getLogger(__name__)
 
 CHUNK_BYTES = 2**20
 
@@ -44,9 +48,9 @@ def list_entries(output: Output, below: str, site: Site) -> Optional[List[Entry]
     try:
         text = listing.read_bytes()
         if hashlib.md5(text).hexdigest() != output.md5:  # noqa: S324 - DVC names its objects so
-            if not is_trusted(str(listing)):
-                return None  # DVC will see it too, and fetch it
-            raise ValueError("its hash does not verify")
+            # DVC trusts what is read-only without a look, so it must go before DVC fetches it again.
+            discard(str(listing))
+            return None
         told = json.loads(text)
         entries = [Entry(str(item["relpath"]), str(item["md5"])) for item in told]
     except (FileNotFoundError, NotADirectoryError):
@@ -66,6 +70,37 @@ def list_entries(output: Output, below: str, site: Site) -> Optional[List[Entry]
 
 def object_path(objects: Path, md5: str) -> str:
     return f"{objects}/{md5[:2]}/{md5[2:]}"
+
+
+def discard(path: str) -> None:
+    """Remove an object whose content is not its hash, so that DVC fetches it again.
+
+    Raises:
+        ClearmlClientError: this user may not; the message has the path.
+    """
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ClearmlClientError(
+            f"{path} is in DVC's cache with other content than its name says, and this user cannot remove it "
+            f"({error.strerror}): remove it as its owner or as root, and pull again"
+        ) from error
+    logger.warning("%s was removed from DVC's cache: its content is not what its name says; it is fetched again", path)
+
+
+def wrong_objects(objects: Sequence[Tuple[str, str]], legacy: bool) -> List[str]:
+    """Hash objects of DVC, given as path and md5, and return the paths of those whose content is another."""
+
+    def is_wrong(item: Tuple[str, str]) -> bool:
+        try:
+            return not hash_is(Path(item[0]), item[1], legacy)
+        except OSError:
+            return True
+
+    with ThreadPoolExecutor(max(2, min(8, os.cpu_count() or 1))) as pool:
+        return [item[0] for item, wrong in zip(objects, pool.map(is_wrong, objects)) if wrong]  # noqa: B905
 
 
 def is_trusted(path: str) -> bool:

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 # Paths are text where there can be a million of them, and Path has no readlink before Python 3.9.
-# ruff: noqa: PTH110, PTH211
+# ruff: noqa: PTH115, PTH116, PTH211
 import hashlib
 import os
+import time
 from pathlib import Path
-from typing import Optional
+from typing import Callable, Dict, List, Optional, Sequence
 
-from .._cache import find_tree, is_changed
+from .._cache import Check, find_damage, find_tree, known_signs, sign_of
 from .._errors import ClearmlClientError
 from ._fetch import fetch
-from ._objects import is_trusted, list_entries, no_part, object_path
+from ._objects import Entry, discard, is_trusted, list_entries, no_part, object_path, wrong_objects
 from ._repository import Output
 from ._settings import Site
 
-__all__ = ["find_shared", "inside", "is_broken", "make_tree", "tree_key"]
-
-# So many links of a tree are tried before it is handed out: DVC's cache may have been emptied under it.
-TRIED_LINKS = 16
+__all__ = ["checker", "find_shared", "inside", "is_broken", "make_tree", "tree_key"]
 
 
 def tree_key(output: Output, below: str, site: Site) -> str:
@@ -38,7 +36,7 @@ def tree_key(output: Output, below: str, site: Site) -> str:
 def find_shared(output: Output, site: Site) -> Optional[Path]:
     """Return the shared copy of a whole output, if there is a good one on this machine."""
     whole = find_tree(tree_key(output, "", site))
-    return whole if whole is not None and not is_broken(whole) else None
+    return whole if whole is not None and not is_broken(whole, output.legacy) else None
 
 
 def inside(content: Path, output: Output, below: str) -> Path:
@@ -56,26 +54,45 @@ def inside(content: Path, output: Output, below: str) -> Path:
     return content / below if below else content
 
 
-def is_broken(content: Path) -> bool:
-    """Tell whether a tree was changed, or its links lead nowhere, by a few of them: those that are listed first."""
-    if is_changed(content):
-        return True
-    left = TRIED_LINKS
-    folders = [str(content)]
-    while folders and left:
+def is_broken(content: Path, legacy: bool) -> bool:
+    """Tell whether a tree, or an object that its links lead to, is not what was tracked."""
+    return bool(find_damage(content, checker(legacy)))
+
+
+def checker(legacy: bool) -> Check:
+    """Return what hashes the objects that the links of a tree lead to."""
+
+    def check(content: Path, paths: Sequence[str]) -> List[str]:
+        by_target: Dict[str, List[str]] = {}
+        wrong = []
+        for path in paths:
+            try:
+                by_target.setdefault(os.readlink(f"{content}/{path}"), []).append(path)
+            except OSError:
+                wrong.append(path)  # a file where only links are
+        objects = [(target, "".join(target.split("/")[-2:])) for target in by_target]
+        for target in wrong_objects(objects, legacy):
+            wrong += by_target[target]
+        return wrong
+
+    return check
+
+
+def _discard_wrong(objects: Path, entries: Sequence[Entry], legacy: bool, is_known: Callable[[str], bool]) -> bool:
+    """Remove the objects of a list whose content is not their name; returns whether there were any."""
+    asked = []
+    for md5 in {entry.md5 for entry in entries}:
+        path = object_path(objects, md5)
         try:
-            for entry in os.scandir(folders.pop()):
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.path)
-                    continue
-                if not os.path.exists(entry.path):
-                    return True
-                left -= 1
-                if not left:
-                    break
-        except FileNotFoundError:
-            return True
-    return False
+            # What is writable is hashed by DVC itself.
+            if is_trusted(path) and not is_known(path):
+                asked.append((path, md5))
+        except OSError:
+            continue  # it is not there
+    wrong = wrong_objects(asked, legacy)
+    for path in wrong:
+        discard(path)
+    return bool(wrong)
 
 
 def make_tree(folder: Path, output: Output, below: str, site: Site, remote: Optional[str]) -> None:
@@ -83,9 +100,26 @@ def make_tree(folder: Path, output: Output, below: str, site: Site, remote: Opti
     objects = site.objects(output.legacy)
     entries = list_entries(output, below, site)
     # What is read-only was verified when it came; the rest is what a killed process left, which DVC hashes.
+    begun = time.time_ns()
+    if entries is not None:
+        # Root may have edited an older object and left it read-only. What another tree knows is right.
+        known = known_signs()
+        _discard_wrong(objects, entries, output.legacy, lambda path: known.get(path) == sign_of(path))
     if entries is None or not all(is_trusted(object_path(objects, entry.md5)) for entry in entries):
         fetch(folder.parent, output, below, site, remote)
+        listed = entries
         entries = list_entries(output, below, site)
+        if listed is None and entries is not None:
+            # Beside what has just come, verified, lie objects that other versions brought.
+            known = known_signs()
+            lost = _discard_wrong(
+                objects,
+                entries,
+                output.legacy,
+                lambda path: os.stat(path).st_ctime_ns >= begun or known.get(path) == sign_of(path),
+            )
+            if lost:
+                fetch(folder.parent, output, below, site, remote)
     if entries is None:
         raise ClearmlClientError(f"the list of the files of {output.path} did not come from its remote")
     if not output.folder:

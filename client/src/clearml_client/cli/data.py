@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import time
 import zipfile
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence
@@ -349,7 +350,27 @@ def verify(
     if remote and path is not None:
         raise typer.BadParameter("--remote looks at the server: leave PATH out")
     with _work(as_json):
-        problems = _store(project, dvc).verify(reference, path, remote=remote)
+        store = _store(project, dvc)
+        problems = store.verify(reference, path, remote=remote)
+        exposures = store.exposures(store.find(reference)) if path is None and not remote else []
+    for exposure in exposures:
+        since, found = (
+            time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(moment))
+            for moment in (exposure.damage.since, exposure.damage.found)
+        )
+        typer.echo(
+            f"{reference}: {exposure.damage.files} files here were not what was published, from {since} (the earliest "
+            f"change that the disk tells) to {found}; {', '.join(exposure.damage.paths[:3])}",
+            err=True,
+        )
+        for one in exposure.experiments:
+            typer.echo(f"  {one.id} {one.name} ({one.status}) opened this version and ran in that time", err=True)
+        if exposure.experiments:
+            typer.echo(
+                "  those of them that ran on this node may have read other data: compare the node on their INFO page, "
+                "and run them again (clearml-client reproduce ID)",
+                err=True,
+            )
     if as_json:
         _print_json([problem._asdict() for problem in problems])
     else:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import stat
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 from typing import IO, Any, Dict, Optional
 
@@ -30,7 +32,11 @@ def open_index(server: Server, task_id: str) -> Index:
     folder = _folder()
     whole = folder / f"{task_id}.zip"
     if whole.is_file():
-        return Index(_Whole(whole))
+        try:
+            return Index(_Whole(whole))
+        except (zipfile.BadZipFile, OSError, ValueError, KeyError, EOFError, zlib.error):
+            # Cut or edited by somebody: the server has it whole.
+            whole.unlink()
     parts = _Parts(server, task_id, folder)
     if parts.known("index.json"):
         return Index(parts)
@@ -73,6 +79,10 @@ class _Whole:
 
     def __init__(self, path: Path) -> None:
         self._archive = zipfile.ZipFile(path)
+        # A flipped or cut byte shows here, in one pass over at most a few megabytes, and not in the middle of the work.
+        damaged = self._archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"{path}: {damaged} is damaged")
 
     def __call__(self, name: str) -> bytes:
         return self._archive.read(name)
@@ -90,7 +100,15 @@ class _Parts:
         self._stream: Optional[IO[bytes]] = None
 
     def known(self, name: str) -> bool:
-        return self._place(name).is_file()
+        return self._kept(name) is not None
+
+    def _kept(self, name: str) -> Optional[bytes]:
+        """Return a member that is on this machine as it came: its last 32 bytes are the sha256 of what is before."""
+        try:
+            data = self._place(name).read_bytes()
+        except OSError:
+            return None
+        return data[:-32] if hashlib.sha256(data[:-32]).digest() == data[-32:] else None
 
     def _place(self, name: str) -> Path:
         return self._folder / name.replace("/", "-")
@@ -110,13 +128,14 @@ class _Parts:
 
     def __call__(self, name: str) -> bytes:
         place = self._place(name)
-        if place.is_file():
-            return place.read_bytes()
+        kept = self._kept(name)
+        if kept is not None:
+            return kept
         if not self.open() or self._archive is None:
             raise ClearmlClientError(f"{name} of the index cannot be read: its store gives no parts of a file any more")
         data = self._archive.read(name)
         with _beside(place) as temporary:
-            temporary.path.write_bytes(data)
+            temporary.path.write_bytes(data + hashlib.sha256(data).digest())
             temporary.keep()
         return data
 

@@ -9,9 +9,10 @@ from .index import Listed
 from .packs import Progress
 
 if TYPE_CHECKING:
-    from .lineage import Lineage
+    from .._cache import Damage
+    from .lineage import Experiment, Lineage
 
-__all__ = ["Change", "Difference", "Problem", "Row", "Store", "Tree", "Version"]
+__all__ = ["Change", "Difference", "Exposure", "Problem", "Row", "Store", "Tree", "Version"]
 
 
 class Version(NamedTuple):
@@ -77,6 +78,13 @@ class Problem(NamedTuple):
 
     path: str
     text: str
+
+
+class Exposure(NamedTuple):
+    """A change that was found in this machine's copy of a version."""
+
+    damage: Damage
+    experiments: List[Experiment]  # that ran between the change and its finding, on any node
 
 
 class Store(Protocol):
@@ -158,3 +166,6 @@ class Store(Protocol):
 
     def verify(self, reference: str, path: Optional[Path] = None, *, remote: bool = False) -> List[Problem]:
         """Compare a folder (without it: the shared one) with the hashes, or look whether the packs are stored."""
+
+    def exposures(self, version: Version) -> List[Exposure]:
+        """Return each change that was found in this machine's copy of a version, and who may have read it."""

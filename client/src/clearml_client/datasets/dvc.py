@@ -12,8 +12,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence
 
 from .. import _cache
 from .._dvc import DvcApi
@@ -21,12 +23,12 @@ from .._dvc._fetch import dvc_command, fetch_some
 from .._dvc._objects import Entry, hash_is, list_entries, object_path
 from .._dvc._repository import Commit, Output, masked, open_source, projects_in, run_git
 from .._dvc._settings import Site
-from .._dvc._trees import find_shared
+from .._dvc._trees import find_shared, tree_key
 from .._errors import ClearmlClientError
-from ._interface import Change, Difference, Problem, Row, Tree, Version
+from ._interface import Change, Difference, Exposure, Problem, Row, Tree, Version
 from ._place import place
 from .index import Listed, compile_glob, escape, summarize_folders
-from .lineage import Experiment, Lineage, Node
+from .lineage import Experiment, Lineage, Node, ran_between
 from .packs import Progress
 from .versions import check_tag, check_version, version_key
 
@@ -330,7 +332,41 @@ class DvcStore:
             )
         version = self.find(reference)
         output, _ = self._open(version)
-        root = self.local(version) if path is None else Path(path)
+        shared = self._shared(version) if path is None else None
+        root = shared or (self.local(version) if path is None else Path(path))
+        problems = self._compare_folder(version, output, root)
+        if problems and shared is not None:
+            key = tree_key(*self._whole(version))
+            content = _cache.find_tree(key)
+            if content is not None:
+                now = time.time()
+                found = [
+                    _cache.Finding(one.path or "file", "changed", _changed(root / one.path, now)) for one in problems
+                ]
+                _cache.condemn(content, str(version), found)
+            self.local(version)
+            problems = [one._replace(text=f"{one.text}; fetched again") for one in problems]
+        return problems
+
+    def _whole(self, version: Version) -> "tuple[Output, str, Site]":
+        output, site = self._open(version)
+        return output, "", site
+
+    def _shared(self, version: Version) -> Optional[Path]:
+        """Return the shared copy as it is, right or not; None where there is none."""
+        output, _, site = self._whole(version)
+        content = _cache.find_tree(tree_key(output, "", site))
+        return content if content is None or output.folder else content / "file"
+
+    def exposures(self, version: Version) -> List[Exposure]:
+        """Return each change that was found in this machine's copy of a version, and who may have read it."""
+        found = []
+        for damage in _cache.damages(tree_key(*self._whole(version))):
+            ran = partial(ran_between, since=damage.since, until=damage.found)
+            found.append(Exposure(damage, _experiments(self._source.prefix + str(version), ran)))
+        return found
+
+    def _compare_folder(self, version: Version, output: Output, root: Path) -> List[Problem]:
         if not root.exists():
             raise ClearmlClientError(f"{root} does not exist: name the folder that is to be compared with {version}")
         there = {"": root} if root.is_file() else {p.relative_to(root).as_posix(): p for p in _files(root)}
@@ -588,12 +624,20 @@ def _describe(told: Path, metadata: Mapping[str, str], comment: str) -> None:
     told.write_text(yaml.safe_dump(document, sort_keys=False))
 
 
-def _experiments(version: str) -> List[Experiment]:
+def _changed(path: Path, now: float) -> float:
+    """Return when what a path leads to was changed last; ``now`` where nothing tells."""
+    try:
+        return path.stat().st_ctime
+    except OSError:
+        return now
+
+
+def _experiments(version: str, wanted: Callable[[Dict[str, Any]], bool] = lambda task: True) -> List[Experiment]:
     """Return who noted that it opened the version; nobody where ClearML is not configured."""
     from .._lookup import experiments_of
 
     try:
-        return [Experiment(*found) for found in experiments_of(version)]
+        return [Experiment(*found) for found in experiments_of(version, wanted)]
     except Exception as error:  # the SDK raises many kinds, and a lineage of git does not need it
         print(f"clearml-client: experiments that used it are not shown: {error}", file=sys.stderr)
         return []

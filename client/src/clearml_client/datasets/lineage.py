@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Set
+from datetime import datetime, timezone
+from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Set
 from xml.sax.saxutils import escape as xml_escape
 
 from ._claims import CLAIM
 from ._interface import Version
 from ._remote import Json, Server, Task
 
-__all__ = ["Experiment", "Lineage", "Node", "uses"]
+__all__ = ["Experiment", "Lineage", "Node", "opened_between", "ran_between", "uses"]
 
 _STRUCTURE = "Dataset Struct"  # configuration object in which the SDK keeps a version's ancestors
 _LINKS = "datasets"  # configuration object in which experiments note the datasets that they opened
@@ -239,12 +240,32 @@ def _related(nodes: Mapping[str, Node], start: str) -> List[str]:
     return sorted(above | below | beside)
 
 
-def _experiments(server: Server, id_: str) -> List[Experiment]:
+def opened_between(server: Server, id_: str, since: float, until: float) -> List[Experiment]:
+    """Return who noted that it opened the version, and ran at a time (unix seconds) between the two."""
+    return _experiments(server, id_, lambda document: ran_between(document, since, until))
+
+
+def ran_between(document: Mapping[str, Any], since: float, until: float) -> bool:
+    """Tell whether an experiment ran between two times; one whose times cannot be read may have."""
+    began, ended = _seconds(document.get("started")), _seconds(document.get("completed"))
+    return (began is None or began <= until) and (ended is None or ended >= since)
+
+
+def _seconds(text: Any) -> Optional[float]:
+    try:
+        moment = datetime.fromisoformat(re.sub(r"\.\d+|Z\Z", "", str(text)))
+    except ValueError:
+        return None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
+
+
+def _experiments(server: Server, id_: str, wanted: Callable[[Json], bool] = lambda document: True) -> List[Experiment]:
     """Return who noted that it opened the version."""
     documents = server.tasks(
-        fields=[f"configuration.{_LINKS}", "models.output"],
+        fields=[f"configuration.{_LINKS}", "models.output", "started", "completed"],
         _all_={"fields": [f"configuration.{_LINKS}.value"], "pattern": re.escape(id_)},
     )
+    documents = [document for document in documents if wanted(document)]
     models = {document["id"]: list(_models(document)) for document in documents}
     asked = sorted({model for ids in models.values() for model in ids})
     names: Dict[str, str] = {}

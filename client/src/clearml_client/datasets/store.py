@@ -10,6 +10,8 @@ from __future__ import annotations
 import itertools
 import os
 import shlex
+import stat
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
@@ -19,12 +21,12 @@ from .._errors import ClearmlClientError
 from . import _claims
 from ._contents import open_index
 from ._download import fill, read_files
-from ._interface import Change, Difference, Problem, Row, Tree, Version
+from ._interface import Change, Difference, Exposure, Problem, Row, Tree, Version
 from ._place import place
 from ._remote import Server, Task, connect
 from ._upload import Parent, Plan, upload
 from .index import Entry, Folder, Index, Listed, compile_depth, compile_glob
-from .lineage import Lineage, uses
+from .lineage import Lineage, opened_between, uses
 from .packs import DEFAULT_PACK_BYTES, Progress, SourceFile, hash_file, scan
 from .versions import check_name, check_tag, check_version, parse_reference, version_key
 
@@ -272,7 +274,37 @@ class ClearmlStore:
         def make(folder: Path) -> None:
             fill(self.server, self.index(version), folder, str(version), workers=self.workers, progress=progress)
 
-        return _cache.open_tree(_key(version), make, source=str(version))
+        return _cache.open_tree(_key(version), make, source=str(version), check=self._checker(version))
+
+    def _checker(self, version: Version) -> _cache.Check:
+        """Return what hashes files of a version's shared folder."""
+
+        def check(content: Path, paths: Sequence[str]) -> List[str]:
+            wanted = {entry.path: entry for entry in self.index(version).entries(paths)}
+
+            def is_wrong(path: str) -> bool:
+                entry, place = wanted.get(path), content / path
+                try:
+                    status = place.lstat()
+                    # What has no hash in its list cannot prove itself.
+                    if entry is None or not entry.sha256 or not stat.S_ISREG(status.st_mode):
+                        return True
+                    file = SourceFile(path, status.st_size, status.st_mtime_ns)
+                    return status.st_size != entry.size or hash_file(content, file) != entry.sha256
+                except (OSError, ClearmlClientError):
+                    return True
+
+            with ThreadPoolExecutor(self.workers) as pool:
+                return [path for path, wrong in zip(paths, pool.map(is_wrong, paths)) if wrong]  # noqa: B905
+
+        return check
+
+    def exposures(self, version: Version) -> List[Exposure]:
+        """Return each change that was found in this machine's copy of a version, and who may have read it."""
+        return [
+            Exposure(damage, opened_between(self.server, version.id, damage.since, damage.found))
+            for damage in _cache.damages(_key(version))
+        ]
 
     def place(self, reference: str, target: Path, *, copy: bool = False, progress: Optional[Progress] = None) -> Path:
         """Put a version at a path: a symbolic link to the shared folder, or a copy of one's own.
@@ -371,7 +403,20 @@ class ClearmlStore:
         index = self.index(version)
         if remote:
             return self._verify_packs(index)
-        root = self.local(version) if path is None else Path(path)
+        root = Path(path) if path is not None else _cache.find_tree(_key(version)) or self.local(version)
+        problems = self._compare_folder(index, root)
+        if problems and path is None:
+            # What was handed out is written down, and the next who takes it gets what was published.
+            now = time.time()
+            found = [_cache.Finding(one.path, "changed", _changed(root / one.path, now)) for one in problems]
+            _cache.condemn(root, str(version), found)
+            self.local(version)
+            problems = [one._replace(text=f"{one.text}; fetched again") for one in problems]
+        return problems
+
+    def _compare_folder(self, index: Index, root: Path) -> List[Problem]:
+        if not root.is_dir() and not root.is_file():
+            return [Problem("", f"{root} is missing")]
         there = {file.path: file for file in scan(root)}
         problems: List[Problem] = []
         checks: List[Tuple[SourceFile, Entry]] = []
@@ -451,6 +496,16 @@ class ClearmlStore:
 def _key(version: Version) -> str:
     """Return the name of a version's tree in the cache."""
     return f"clearml-{version.id}"
+
+
+def _changed(path: Path, now: float) -> float:
+    """Return when a file was changed last; of one that is gone, its folder; ``now`` where nothing tells."""
+    for there in (path, path.parent):
+        try:
+            return there.lstat().st_ctime
+        except OSError:
+            continue
+    return now
 
 
 def _folder_rows(folders: Iterable[Folder], folder: str, depth: Optional[int]) -> List[Row]:
