@@ -113,3 +113,39 @@ def test_the_command_does_the_same(platform: Platform, files: Path, tmp_path: Pa
     data("delete", "--id", second)
     data("delete", "--id", first)
     assert first not in data("search", "--project", PROJECT, "--name", name)
+
+
+def test_what_root_in_a_container_edits_is_not_served(platform: Platform, files: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    environment = {**os.environ, "CLEARML_CONFIG_FILE": str(platform.sdk_config()), "CLEARML_CLIENT_CACHE": str(cache)}
+
+    def data(*words: str | Path) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "clearml_client", "data", *map(str, words), "--project", PROJECT]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    uploaded = data("upload", files, "edited", "--version", "1.1.0")
+    assert uploaded.returncode == 0, uploaded.stderr
+    for number, edit in enumerate(
+        (
+            "echo edited >> content/one.txt",
+            "touch -r content/one.txt /tmp/t && printf 1wo > content/one.txt && touch -r /tmp/t content/one.txt",
+            "rm content/deep/two.bin",
+            "truncate -s 1 seal.json content/one.txt",
+            "mv content/deep content/other",
+        )
+    ):
+        target = tmp_path / f"copy{number}"
+        assert data("download", "edited@1.1.0", target, "--copy").returncode == 0
+        assert contents(target) == contents(files)
+        (tree,) = (cache / "trees").iterdir()
+        container = ["docker", "run", "--rm", "--mount", f"type=bind,source={cache},target={cache}"]
+        command = [*container, "--entrypoint", "sh", "trainyard/lite:0.1.0", "-euc", f"cd {tree}; {edit}"]
+        subprocess.run([*command[:3], "--user", "0:0", *command[3:]], check=True)
+        found = data("verify", "edited@1.1.0")
+        assert found.returncode == 1, found.stdout
+        assert "fetched again" in found.stdout
+        assert "were not what was published" in found.stderr
+    after = data("download", "edited@1.1.0", tmp_path / "last", "--copy")
+    assert after.returncode == 0, after.stderr
+    assert contents(tmp_path / "last") == contents(files)
+    assert data("verify", "edited@1.1.0").returncode == 0

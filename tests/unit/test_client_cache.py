@@ -433,10 +433,16 @@ def test_what_was_only_touched_is_hashed_once_and_closed_again(root: Path, monke
     monkeypatch.setenv("CLEARML_CLIENT_VERIFY", "hash")
     open_tree("one", fail, source="test", check=check)
     assert hashed[2:] == [["a/b.txt", "c.bin"]] * 2
+    # Hashes do not tell what is missing, the number of files does.
+    (content.parent / "seal.json").unlink()
+    content.chmod(0o755)
+    (content / "c.bin").unlink()
+    open_tree("one", fill, source="test", check=check)
+    assert (content / "c.bin").exists()
+    assert len(_cache.damages("one")) == 1
     monkeypatch.setenv("CLEARML_CLIENT_VERIFY", "always")
     with pytest.raises(ClearmlClientError, match="write stat"):
         open_tree("one", fail, source="test", check=check)
-    assert _cache.damages("one") == []
 
 
 def test_exchange_without_help_of_the_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

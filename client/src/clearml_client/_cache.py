@@ -214,7 +214,7 @@ def open_tree(key: str, make: Callable[[Path], None], *, source: str, check: Opt
         content = _take(root, key)
         found = find_damage(content, check) if content is not None else []
         if content is None or found:
-            if content is not None and (content.parent / SEAL).exists():
+            if content is not None and _read_seal(content) != {}:
                 # Before the repair: it may fail, and what was handed out until now is worth knowing all the same.
                 _note_damage(root, key, source, content, found)
             try:
@@ -258,7 +258,7 @@ def find_damage(content: Path, check: Optional[Check] = None, *, everything: boo
     except OSError as error:
         return [Finding(os.path.relpath(str(error.filename or ""), str(content)), "missing", time.time())]
     seal = _read_seal(content)
-    found = [] if seal is None else _compare(content, seal, facts)
+    found = _compare(content, seal, facts) if seal is not None else _count(content, facts)
     wrong = [finding for finding in found if finding.kind != "touched"]
     folders = [finding.path for finding in found if finding.kind == "touched" and facts[finding.path][0] == "d"]
     touched = [finding.path for finding in found if finding.kind == "touched" and facts[finding.path][0] != "d"]
@@ -362,7 +362,7 @@ def trees(root: Optional[Path] = None) -> List[Tree]:
 
 
 def condemn(content: Path, source: str, found: Sequence[Finding]) -> None:
-    """Write down what a comparison of a tree found, and take its seal, so that its next taking hashes everything.
+    """Write down what a comparison of a tree found, and empty its seal, so that its next taking makes it anew.
 
     Raises:
         ClearmlClientError: if the cache cannot be written.
@@ -370,8 +370,7 @@ def condemn(content: Path, source: str, found: Sequence[Finding]) -> None:
     root = content.parent.parent.parent
     _note_damage(root, content.parent.name, source, content, found)
     try:
-        with contextlib.suppress(FileNotFoundError):
-            (content.parent / SEAL).unlink()
+        _write_seal(content, {})
     except OSError as error:
         raise _unwritable(root, error) from error
 
@@ -594,6 +593,14 @@ def _compare(content: Path, seal: Dict[str, List[Any]], facts: Dict[str, List[An
     return found
 
 
+def _count(content: Path, facts: Dict[str, List[Any]]) -> List[Finding]:
+    """Return what is wrong with the number of files of a tree without a seal: hashes do not tell what is missing."""
+    tree = _read(content.parent)
+    if tree is not None and tree.files == sum(fact[0] != "d" for fact in facts.values()):
+        return []
+    return [Finding("", "changed", _since(content, ""))]
+
+
 def _since(content: Path, path: str) -> float:
     """Return when a path was changed last; of what is gone, its folder."""
     place = os.path.join(str(content), path)
@@ -620,13 +627,17 @@ def _seal_again(content: Path, facts: Dict[str, List[Any]]) -> None:
                 fact[1] = stat.S_IMODE(status.st_mode)
                 if fact[0] == "f" and _facts(status)[1:3] == fact[2:4]:
                     fact[4] = status.st_ctime_ns
-        handle, name = tempfile.mkstemp(prefix=f"{SEAL}.", dir=str(content.parent))
-        with os.fdopen(handle, "w") as file:
-            file.write(json.dumps(facts, separators=(",", ":")) + "\n")
-        os.chmod(name, 0o664 if shared else 0o644)
-        os.replace(name, str(content.parent / SEAL))
+        _write_seal(content, facts)
     except OSError as error:
         logger.info("%s could not be sealed again (%s), so it is hashed at each taking", content, error)
+
+
+def _write_seal(content: Path, facts: Dict[str, List[Any]]) -> None:
+    handle, name = tempfile.mkstemp(prefix=f"{SEAL}.", dir=str(content.parent))
+    with os.fdopen(handle, "w") as file:
+        file.write(json.dumps(facts, separators=(",", ":")) + "\n")
+    os.chmod(name, 0o664 if _is_shared(content.parent.parent.parent) else 0o644)
+    os.replace(name, str(content.parent / SEAL))
 
 
 def _in_words(found: Sequence[Finding]) -> str:

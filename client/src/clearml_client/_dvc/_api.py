@@ -199,7 +199,9 @@ class DvcApi:
             make_tree(folder, output, below, site, self._remote)
 
         return inside(
-            open_tree(tree_key(output, below, site), make, source=source, check=checker(output.legacy)), output, below
+            open_tree(tree_key(output, below, site), make, source=source, check=checker(output, below, site)),
+            output,
+            below,
         )
 
     def _place(self, output: Output, below: str, content: Path, target: Path, site: "Site") -> None:

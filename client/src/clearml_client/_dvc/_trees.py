@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 # Paths are text where there can be a million of them, and Path has no readlink before Python 3.9.
-# ruff: noqa: PTH115, PTH116, PTH211
+# ruff: noqa: PTH114, PTH115, PTH116, PTH211
 import hashlib
 import os
 import time
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Sequence
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 from .._cache import Check, find_damage, find_tree, known_signs, sign_of
 from .._errors import ClearmlClientError
@@ -36,7 +36,7 @@ def tree_key(output: Output, below: str, site: Site) -> str:
 def find_shared(output: Output, site: Site) -> Optional[Path]:
     """Return the shared copy of a whole output, if there is a good one on this machine."""
     whole = find_tree(tree_key(output, "", site))
-    return whole if whole is not None and not is_broken(whole, output.legacy) else None
+    return whole if whole is not None and not is_broken(whole, output, "", site) else None
 
 
 def inside(content: Path, output: Output, below: str) -> Path:
@@ -54,25 +54,30 @@ def inside(content: Path, output: Output, below: str) -> Path:
     return content / below if below else content
 
 
-def is_broken(content: Path, legacy: bool) -> bool:
+def is_broken(content: Path, output: Output, below: str, site: Site) -> bool:
     """Tell whether a tree, or an object that its links lead to, is not what was tracked."""
-    return bool(find_damage(content, checker(legacy)))
+    return bool(find_damage(content, checker(output, below, site)))
 
 
-def checker(legacy: bool) -> Check:
-    """Return what hashes the objects that the links of a tree lead to."""
+def checker(output: Output, below: str, site: Site) -> Check:
+    """Return what compares links of a tree with the list of its files, and hashes the objects that they lead to."""
 
     def check(content: Path, paths: Sequence[str]) -> List[str]:
-        by_target: Dict[str, List[str]] = {}
+        objects = site.objects(output.legacy)
+        entries = list_entries(output, below, site) or []  # without the list it is made anew, which fetches that
+        wanted = {entry.path if output.folder else "file": entry.md5 for entry in entries}
+        by_target: Dict[Tuple[str, str], List[str]] = {}
         wrong = []
         for path in paths:
-            try:
-                by_target.setdefault(os.readlink(f"{content}/{path}"), []).append(path)
-            except OSError:
-                wrong.append(path)  # a file where only links are
-        objects = [(target, "".join(target.split("/")[-2:])) for target in by_target]
-        for target in wrong_objects(objects, legacy):
-            wrong += by_target[target]
+            md5 = wanted.get(path, "")
+            place = f"{content}/{path}"
+            if md5 and os.path.islink(place) and os.readlink(place) == object_path(objects, md5):
+                by_target.setdefault((os.readlink(place), md5), []).append(path)
+            else:
+                wrong.append(path)
+        failed = set(wrong_objects(list(by_target), output.legacy))
+        for (target, _), linked in by_target.items():
+            wrong += linked if target in failed else []
         return wrong
 
     return check
