@@ -99,7 +99,13 @@ def test_a_repository_that_is_gone_is_told(tmp_path: Path) -> None:
 
 
 def test_a_password_in_the_address_of_code_is_not_told(repository: Repository) -> None:
-    script = SimpleNamespace(repository="http://user:pa@ss-word@127.0.0.1:9/x.git", version_num="0" * 40, diff="")
+    script = SimpleNamespace(
+        repository="http://user:pa@ss-word@127.0.0.1:9/x.git",
+        version_num="0" * 40,
+        diff="",
+        working_dir=".",
+        entry_point="train.py",
+    )
     check = _code_check(SimpleNamespace(data=SimpleNamespace(script=script)))
     assert check.found is False
     assert "127.0.0.1:9/x.git" in check.told
