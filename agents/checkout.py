@@ -201,6 +201,19 @@ class Worker(upstream.Worker):  # type: ignore[misc]
         raise CommandFailedError(text)
 
 
+    def handle_task_process_termination(self, task_id: str, exit_code: int, **options: Any) -> None:
+        """Tell the server how an experiment's process ended, unless the experiment has failed already, with the reason.
+
+        A service's process lets it fail; the one that watches it interrupts that process, and would call it an abort.
+        """
+        failed = False
+        with contextlib.suppress(Exception):  # what cannot be asked is told as clearml-agent would
+            answer = self._session.send_request("tasks", "get_by_id", json={"task": task_id}, method="post")
+            failed = answer.json()["data"]["task"]["status"] == "failed"
+        if not failed:
+            super().handle_task_process_termination(task_id, exit_code, **options)
+
+
 class Clone:
     """What went wrong while a repository was cloned; clearml-agent's own message does not say it."""
 

@@ -488,7 +488,8 @@ def test_a_dataset_of_a_sub_project_is_opened_and_one_elsewhere_is_told(store: S
     store.site.do(_stock_upload, sub, "kitti", "1.0.0", str(folder), [])
     done = store.command("download", "kitti", check=False)
     assert done.returncode == 1
-    assert f"'kitti' is in '{sub}': write --project '{sub}' kitti" in done.stderr
+    assert f"'kitti' is in '{sub}'" in done.stderr
+    assert f"write --project '{sub}' kitti" in done.stderr
     done = store.site.command("download", "kitti", "--project", sub, cache=store.cache)
     assert contents(Path(done.stdout.strip())) == contents(folder)
 
