@@ -200,7 +200,6 @@ class Worker(upstream.Worker):  # type: ignore[misc]
         self._session.send_request("tasks", "failed", json=arguments, method="post")
         raise CommandFailedError(text)
 
-
     def handle_task_process_termination(self, task_id: str, exit_code: int, **options: Any) -> None:
         """Tell the server how an experiment's process ended, unless the experiment has failed already, with the reason.
 
