@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,14 +78,21 @@ class Site:
             return list(api.call("tasks.get_all", order_by=["created"])["tasks"])
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    made = Server(tmp_path_factory.mktemp("server"))
+@contextmanager
+def served(folder: Path) -> Iterator[Server]:
+    """Run a server that has the queue all_gpus."""
+    made = Server(folder)
     made.start()
     with made.login() as api:
         api.call("queues.create", name="all_gpus")
     yield made
     made.end(signal.SIGTERM)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with served(tmp_path_factory.mktemp("server")) as made:
+        yield made
 
 
 @pytest.fixture

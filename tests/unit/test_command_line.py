@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_client_core import Site
+from test_client_core import Site, served
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))
 
@@ -27,12 +26,8 @@ task = init_clearml('words', project='team/training')
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    made = Server(tmp_path_factory.mktemp("server"))
-    made.start()
-    with made.login() as api:
-        api.call("queues.create", name="all_gpus")
-    yield made
-    made.end(signal.SIGTERM)
+    with served(tmp_path_factory.mktemp("server")) as made:
+        yield made
 
 
 @pytest.fixture

@@ -31,12 +31,12 @@ __all__ = [
     "UNKNOWN",
     "Recorded",
     "check_can_travel",
-    "chosen_actions",
     "decode",
     "default_of",
     "encode",
     "hand_over_when_read",
     "hook_click",
+    "parsed_arguments",
     "prove",
     "read",
     "record",
@@ -414,7 +414,7 @@ def hand_over_when_read(hand_over: Callable[[], Any], warn: Callable[[], None]) 
 # ---------------------------------------------------------------- argparse
 
 
-def chosen_actions(
+def _chosen_actions(
     parser: argparse.ArgumentParser, namespace: Any
 ) -> Iterator[Tuple[argparse.ArgumentParser, argparse.Action]]:
     """Return the arguments of a parser and of the subparsers that were chosen, each with the parser that has it."""
@@ -425,7 +425,19 @@ def chosen_actions(
             choices = action.choices or {}
             for subparser in {id(choice): choice for choice in choices.values()}.values():
                 if chosen not in choices or choices[chosen] is subparser:
-                    yield from chosen_actions(subparser, namespace)
+                    yield from _chosen_actions(subparser, namespace)
+
+
+def parsed_arguments(
+    parser: argparse.ArgumentParser, namespace: Any
+) -> Iterator[Tuple[argparse.ArgumentParser, argparse.Action, str]]:
+    """Return the arguments that a namespace has, each once, with the parser that has it and its name there."""
+    seen = set()
+    for owner, action in _chosen_actions(parser, namespace):
+        name = str(action.dest)
+        if name not in seen and hasattr(namespace, name):
+            seen.add(name)
+            yield owner, action, name
 
 
 def default_of(parser: argparse.ArgumentParser, action: argparse.Action, value: Any) -> bool:
@@ -487,12 +499,7 @@ def _forget_texts(parser: argparse.ArgumentParser) -> None:
 def _note_argparse(parser: argparse.ArgumentParser, namespace: Any) -> None:
     if "hydra" in sys.modules and getattr(namespace, "multirun", None) is True and hasattr(namespace, "overrides"):
         _local.sweep = True
-    seen = set()
-    for owner, action in chosen_actions(parser, namespace):
-        name = str(action.dest)
-        if name in seen or not hasattr(namespace, name):
-            continue
-        seen.add(name)
+    for owner, action, name in parsed_arguments(parser, namespace):
         value = getattr(namespace, name)
         kept = encode(value) if default_of(owner, action, value) else UNKNOWN
         _local.defaults.setdefault("Args/" + name, []).append(kept)

@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 PROJECT_VARIABLE = "CLEARML_PROJECT"
-_SHORTEST = 3
+SHORTEST = 3
 """Characters that the server wants of a name, and of each part of a project's path (read in its source)."""
 _LONGEST = 200
 """Bytes of a name: with an id behind it, it is the name of a folder on the file server, and those end at 255."""
@@ -71,7 +71,7 @@ def checked_name(task_name: object) -> str:
         ClearmlClientError: The server or the file server would not take it.
     """
     name = _check_text("task_name", task_name, "digits")
-    if len(name) < _SHORTEST:
+    if len(name) < SHORTEST:
         raise ClearmlClientError("task_name: the server takes names from 3 characters on, got {!r}".format(name))
     if any(part.strip() in (".", "..") for part in re.split(r"[/\\]", name)):
         raise ClearmlClientError(
@@ -197,7 +197,7 @@ def check_parts(project: str) -> None:
         ClearmlClientError: The text names the part.
     """
     for part in project.split("/"):
-        if len(part) < _SHORTEST:
+        if len(part) < SHORTEST:
             raise ClearmlClientError(
                 "project: the server takes names from 3 characters on, for each part of the path: write {!r} of {!r} "
                 "in full, such as 'vision'".format(part, project)

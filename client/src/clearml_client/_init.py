@@ -9,7 +9,6 @@ from typing import List, Optional, Sequence, Union
 
 from clearml import Task
 from clearml.backend_api.session.defs import MissingConfigError
-from clearml.backend_api.session.session import LoginError
 
 from . import _command_line, _distributed
 from ._config import Settings, image_for, load, script_folder
@@ -136,19 +135,10 @@ def init_clearml(
 def _registered(
     project: Optional[str], name: str, tags: Sequence[str], output_uri: Union[bool, str], code: Optional[Code]
 ) -> Task:
-    try:
-        correct(code)
-        task: Task = Task.init(
-            project_name=project, task_name=name, tags=tags, reuse_last_task_id=False, output_uri=output_uri
-        )
-    except MissingConfigError as error:
-        raise ClearmlClientError(
-            "ClearML is not configured on this machine: put the site's clearml.conf in your home directory, "
-            "or set CLEARML_API_HOST, CLEARML_API_ACCESS_KEY and CLEARML_API_SECRET_KEY "
-            "(CLEARML_OFFLINE_MODE=1 runs without a server)"
-        ) from error
-    except LoginError as error:
-        raise ClearmlClientError("the ClearML server refused the keys of this machine: {}".format(error)) from error
+    correct(code)
+    task: Task = Task.init(
+        project_name=project, task_name=name, tags=tags, reuse_last_task_id=False, output_uri=output_uri
+    )
     return task
 
 

@@ -19,7 +19,7 @@ from clearml.binding import click_bind, fire_bind, hydra_bind, jsonargs_bind
 from clearml.binding.args import PatchArgumentParser
 from clearml.config import get_remote_task_id
 
-from ._command_line import UNKNOWN, Recorded, chosen_actions, decode, default_of, encode, hook_click, read, text_of
+from ._command_line import UNKNOWN, Recorded, decode, default_of, encode, hook_click, parsed_arguments, read, text_of
 from ._errors import ClearmlClientError
 
 __all__ = ["restore"]
@@ -215,10 +215,7 @@ def _install_argparse(edits: _Edits) -> None:
 
 def _edit_namespace(edits: _Edits, parser: argparse.ArgumentParser, namespace: Any) -> None:
     seen = set()
-    for owner, action in chosen_actions(parser, namespace):
-        name = str(action.dest)
-        if name in seen or not hasattr(namespace, name):
-            continue
+    for owner, action, name in parsed_arguments(parser, namespace):
         seen.add(name)
         key = "Args/" + name
         value = getattr(namespace, name)

@@ -20,14 +20,13 @@ from clearml.utilities.check_updates import CheckPackageUpdates
 
 from ._errors import ClearmlClientError
 from ._git import Code, own_repository, read
+from ._given import SHORTEST
 from ._storable import check_key, storable, storable_name
 
 __all__ = ["correct"]
 
 _renewing = False
 _code: Optional[Code] = None
-_SHORTEST = 3
-"""Characters that the server wants of a name."""
 
 
 def correct(code: Optional[Code] = None) -> None:
@@ -145,7 +144,7 @@ def _check_keys() -> None:
     ) -> None:
         if name is not None:
             check_key("model", name)
-            if len(name) < _SHORTEST:
+            if len(name) < SHORTEST:
                 raise ClearmlClientError("model: the server takes names from 3 characters on, got {!r}".format(name))
         model(self, task, config_text, config_dict, label_enumeration, name, *args, **kwargs)
 
