@@ -16,6 +16,7 @@ COPIES = [
     "ansible/plugins/module_utils/gpu_probe.py",
     "tests/e2e/harness.py",
     "tests/bench/bench_start.py",
+    "tests/infra/nodes/fleet.py",
 ]
 
 
