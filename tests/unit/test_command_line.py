@@ -607,30 +607,55 @@ def test_words_travel_whoever_reads_them(site: Site, script: str) -> None:
     assert printed(out) == ["GOT 0.5"]
 
 
-@pytest.mark.xfail(reason="beside the proof of the code, python -m is refused in front of the queue: not solved yet")
-def test_a_module_and_its_words(site: Site) -> None:
-    (site.tree / "pack").mkdir()
-    (site.tree / "pack" / "__init__.py").write_text("")
-    site.write("")
-    (site.tree / "pack" / "train.py").write_text(HEAD_OF_MODULE)
-    site.git("add", ".")
-    site.git("commit", "--quiet", "--message=Module")
-    site.git("push", "--quiet", "origin", "main")
-    words = ["-m", "pack.train", "fit", "--name", "it's a b"]
+def start_module(site: Site, folder: Path, *words: str, **variables: str) -> tuple[int, str]:
     done = subprocess.run(
-        [sys.executable, *words],
-        cwd=site.tree,
-        env={**os.environ, "CLEARML_CONFIG_FILE": str(site.folder / "clearml.conf")},
+        [sys.executable, "-m", *words],
+        cwd=folder,
+        env={**os.environ, "CLEARML_CONFIG_FILE": str(site.folder / "clearml.conf"), **variables},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    return done.returncode, done.stderr
+
+
+def add_module(site: Site, path: str) -> None:
+    module = site.tree / path
+    module.parent.mkdir(parents=True)
+    (module.parent / "__init__.py").write_text("")
+    site.write("")
+    module.write_text(HEAD_OF_MODULE)
+    site.git("add", ".")
+    site.git("commit", "--quiet", "--message=Module")
+    site.git("push", "--quiet", "origin", "main")
+
+
+@pytest.mark.parametrize(
+    ("path", "module", "recorded"),
+    [("pack/train.py", "pack.train", "pack.train"), ("pack/__main__.py", "pack", "pack.__main__")],
+)
+def test_a_module_and_its_words(site: Site, path: str, module: str, recorded: str) -> None:
+    add_module(site, path)
+    code, err = start_module(site, site.tree, module, "fit", "--name", "it's a b")
+    assert code == 0, err
     task = only_task(site)
-    assert task["script"]["entry_point"] == "-m pack.train"
-    code, out, err = start_as_agent(site, task["id"], "-m", "pack.train")
+    assert task["script"]["entry_point"] == "-m " + recorded
+    assert task["script"]["repository"] == f"file://{site.bare}"
+    code, out, err = start_as_agent(site, task["id"], "-m", recorded)
     assert code == 0, err
     assert printed(out) == ["GOT fit it's a b"]
+
+
+def test_a_module_of_another_folder(site: Site) -> None:
+    """PYTHONPATH and editable installs are this machine's: an image could have an older one of the same name."""
+    add_module(site, "src/pack/train.py")
+    code, err = start_module(site, site.tree, "pack.train", "fit", PYTHONPATH=str(site.tree / "src"))
+    assert code == 1
+    assert "agents start `python -m pack.train` in the folder . of the repository, which has no pack/train.py" in err
+    assert site.tasks() == []
+    code, err = start_module(site, site.tree / "src", "pack.train", "fit")
+    assert code == 0, err
+    assert only_task(site)["script"]["working_dir"] == "src"
 
 
 HEAD_OF_MODULE = """

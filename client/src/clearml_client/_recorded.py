@@ -90,12 +90,28 @@ def _missing_script(code: Code, folder: str, entry: str) -> Optional[str]:
             "the working directory {} is in none of the repository's files, agents do not have it: start the script "
             "from another one".format(folder)
         )
-    if not entry or entry.startswith("-m "):
+    if not entry:
         return None
+    if entry.startswith("-m "):
+        # A launcher (torch.distributed.run) is a module of the image; the one that runs here is the repository's.
+        module = entry.split()[1]
+        spec = getattr(sys.modules["__main__"], "__spec__", None)
+        return _missing_module(code, folder, module) if spec is not None and spec.name == module else None
     path = posixpath.normpath(posixpath.join(folder, entry))
     if not path.startswith("../") and not posixpath.isabs(path) and holds(code, path):
         return None
     return "the script {} is not a file of the repository {}: agents do not get it".format(path, code.root)
+
+
+def _missing_module(code: Code, folder: str, module: str) -> Optional[str]:
+    """Tell whether ``python -m`` would find no such module in the folder, but perhaps an older one in the image."""
+    path = posixpath.normpath(posixpath.join(folder, module.replace(".", "/")))
+    if holds(code, path + ".py"):
+        return None
+    return (
+        "agents start `python -m {}` in the folder {} of the repository, which has no {}.py: start it here from the "
+        "folder in which that path begins".format(module, folder, module.replace(".", "/"))
+    )
 
 
 def _delete(task: Task) -> None:

@@ -7,7 +7,7 @@ import os
 import sys
 from functools import wraps
 from pathlib import Path
-from typing import Any, Optional, Set, Tuple
+from typing import Any, List, Optional, Set, Tuple
 
 from clearml import OutputModel, Task
 from clearml.backend_api.utils import get_http_session_with_retry
@@ -15,6 +15,7 @@ from clearml.backend_interface.metrics.events import MetricsEventAdapter, Upload
 from clearml.backend_interface.metrics.reporter import Reporter
 from clearml.backend_interface.model import Model
 from clearml.backend_interface.task.repo.detectors import GitDetector
+from clearml.backend_interface.task.repo.scriptinfo import ScriptInfo
 from clearml.storage.helper import _HttpDriver
 from clearml.utilities.check_updates import CheckPackageUpdates
 
@@ -45,6 +46,7 @@ def correct(code: Optional[Code] = None) -> None:
     Task._Task__detect_repo_async = False  # type: ignore[attr-defined]  # its private name
     # It tells clear.ml of this machine when it looks for a newer SDK: a site's own server is nobody else's matter.
     CheckPackageUpdates._package_version_checked = True
+    _record_the_module_that_runs()
     _record_what_is_here()
     _store_under_names_that_can_be_deleted()
     _check_keys()
@@ -53,6 +55,26 @@ def correct(code: Optional[Code] = None) -> None:
     _log_in_again_for_uploads()
     if not Task.is_offline():
         _renew_connections_after_forks()
+
+
+def _record_the_module_that_runs() -> None:
+    """Look for the repository of ``python -m MODULE`` where the module is.
+
+    For a module the SDK begins at the file that called ``Task.init``, which is one of this package: it would record
+    the repository that this package is in, or none.
+    """
+    original: Any = ScriptInfo.get
+    if getattr(original, "_begins_at_the_module", False):
+        return
+
+    @wraps(original)
+    def get(filepaths: Optional[List[str]] = None, *args: Any, **kwargs: Any) -> Any:
+        if filepaths and ScriptInfo.is_running_from_module():
+            filepaths = [sys.argv[0], *filepaths]
+        return original(filepaths, *args, **kwargs)
+
+    get._begins_at_the_module = True  # type: ignore[attr-defined]
+    ScriptInfo.get = get  # type: ignore[method-assign]
 
 
 def _record_what_is_here() -> None:
