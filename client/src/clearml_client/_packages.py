@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
 
 from ._dvc._repository import masked
+from ._git._run import remote_environment, run
 from ._remote_code import missing_code
 from ._requirements import Line, Options, Requirements, read
 
@@ -340,25 +342,12 @@ def _check_code(vcs: str, url: str) -> Tuple[Optional[str], Optional[str]]:
     head, at, revision = bare.rpartition("@")
     if not at or "/" not in head.partition("://")[2]:
         head, revision = bare, "HEAD"
-    environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
-    environment.setdefault("GIT_SSH_COMMAND", "ssh -o BatchMode=yes")
-    try:
-        done = subprocess.run(
-            ["git", "ls-remote", "--", head],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            encoding="utf-8",
-            errors="replace",
-            timeout=60,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return None, f"could not be asked: {masked(_short(error))}"
-    if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["git ls-remote failed"])[0]
-        return None, f"could not be asked: {masked(said)}"
-    refs = [line.split("\t") for line in done.stdout.splitlines() if "\t" in line]
+    # In no repository, so that no settings of the one here count; the person's credentials do.
+    with tempfile.TemporaryDirectory(prefix="clearml-client-") as folder:
+        done = run(Path(folder), "ls-remote", "--", head, more=remote_environment(Path(folder)))
+    if done.code:
+        return None, f"could not be asked: {masked(done.told)}"
+    refs = [line.split("\t") for line in os.fsdecode(done.out).splitlines() if "\t" in line]
     if any(revision in (commit, name, name.partition("/")[2].partition("/")[2]) for commit, name in refs):
         return None, None
     if re.match(r"[0-9a-f]{40}\Z", revision):
