@@ -347,6 +347,60 @@ def test_a_changed_tree_whose_source_is_gone_is_not_served(root: Path) -> None:
     assert trees()[0].source == "old"
 
 
+def test_what_is_pinned_stays_pinned_when_it_is_made_anew(root: Path) -> None:
+    content = open_tree("one", fill, source="test")
+    pin("one")
+    spoil(content)
+    open_tree("one", fill, source="test")
+    assert trees()[0].pinned
+
+
+def test_eight_processes_that_find_one_damage_make_it_anew_once(root: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    for process in [start(log, 0), *(start(log, 0.02) for _ in range(7))]:
+        process.communicate(timeout=120)
+    content = find_tree("one")
+    assert content is not None
+    os.chmod(content / "3.txt", 0o644)  # noqa: PTH101
+    (content / "3.txt").write_text("edited")
+    log.write_text("")
+    users = [start(log, 0.02) for _ in range(8)]
+    assert [process.communicate(timeout=120)[0].strip() for process in users] == ["20"] * 8
+    assert log.read_text() == "made\n"
+    assert (content / "3.txt").read_text() == "3"
+    assert [damage.paths for damage in _cache.damages("one")] == [["3.txt"]]
+    assert [entry.name for entry in (root / "making").iterdir()] == ["one.lock"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small disk")
+def test_a_disk_that_is_full_in_a_repair(root: Path) -> None:
+    """The repair is refused in words, the edited copy is not served, and all is well when there is room again."""
+    root.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(root)], check=True)
+    try:
+
+        def large(folder: Path) -> None:
+            (folder / "c.bin").write_bytes(b"x" * 900_000)
+
+        content = open_tree("one", large, source="kitti@1.0.0")
+        spoil(content)
+        (root / "filler").write_bytes(b"x" * 900_000)
+        for _ in range(2):
+            with pytest.raises(
+                ClearmlClientError, match=r"c.bin changed.*not handed out.*disk of the cache .* is full"
+            ):
+                open_tree("one", large, source="kitti@1.0.0")
+        assert [entry.name for entry in (root / "making").iterdir()] == ["one.lock"]
+        (root / "filler").unlink()
+        assert (open_tree("one", large, source="kitti@1.0.0") / "c.bin").stat().st_size == 900_000
+        assert _cache.damages("one")
+    finally:
+        for lease in _cache._leases.values():
+            os.close(lease)
+        _cache._leases.clear()
+        subprocess.run(["umount", str(root)], check=True)
+
+
 def test_every_change_is_seen(root: Path, tmp_path: Path) -> None:
     """What somebody can do to a file as root; ``check`` stands for the hashes of the source."""
     hashed: list[str] = []

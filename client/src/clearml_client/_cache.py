@@ -474,6 +474,8 @@ def _make(root: Path, key: str, make: Callable[[Path], None], source: str, share
         fcntl.flock(lease, fcntl.LOCK_SH)
         _flush(half)
         if (root / "trees" / key).exists():
+            if (root / "trees" / key / "pinned").exists():
+                _touch(half / "pinned", shared)
             _exchange(half, root / "trees" / key)
             # It has the name of the half-made one now.
             _delete(half)
