@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from types import TracebackType
 from typing import Any
@@ -14,6 +15,8 @@ __all__ = ["ApiError", "ClearmlApi", "Json"]
 Json = dict[str, Any]
 
 _TIMEOUT_SEC = 30
+_TRIES = 3
+_PAUSE_SEC = 1.0
 
 
 class ApiError(Exception):
@@ -82,10 +85,18 @@ class ClearmlApi:
         auth: HTTPBasicAuth | None = None,
     ) -> Json:
         url = f"{self._api_url}/{endpoint}"
-        try:
-            answer = self._http.post(url, json=arguments, headers=headers, auth=auth, timeout=_TIMEOUT_SEC)
-        except requests.RequestException as error:
-            raise ApiError(f"{endpoint}: cannot reach {self._api_url}: {error}") from error
+        # An answer that breaks off ends no tool that only watches; what changes something is not sent twice.
+        tries = _TRIES if endpoint.partition(".")[2].startswith("get_") else 1
+        for left in reversed(range(tries)):
+            try:
+                answer = self._http.post(url, json=arguments, headers=headers, auth=auth, timeout=_TIMEOUT_SEC)
+                break
+            except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
+                if not left:
+                    raise ApiError(f"{endpoint}: cannot reach {self._api_url}: {error}") from error
+                time.sleep(_PAUSE_SEC)
+            except requests.RequestException as error:
+                raise ApiError(f"{endpoint}: cannot reach {self._api_url}: {error}") from error
         try:
             envelope: Json = answer.json()
             meta, data = envelope["meta"], envelope["data"]

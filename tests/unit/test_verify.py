@@ -6,12 +6,16 @@ import io
 import json
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import verify
+from clearml_api import ApiError, ClearmlApi
 from rich.console import Console
 
 SITE = {
@@ -169,3 +173,44 @@ def test_a_log_gets_lines_and_no_flood() -> None:
     assert lines[0] == "waiting in the queue"
     assert lines[-1] == "completed epoch 30/30, validation accuracy 0.9722"
     assert len(lines) == 8
+
+
+class BreakingOff(BaseHTTPRequestHandler):
+    """A server whose first answer to each call ends before all of it is sent."""
+
+    seen: ClassVar[list[str]] = []
+
+    def do_POST(self) -> None:
+        endpoint = self.path.lstrip("/")
+        answer = {
+            "meta": {"result_code": 200},
+            "data": {"token": "t", "credentials": {"access_key": "k", "secret_key": "s"}},
+        }
+        text = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        broken = endpoint in ("events.get_task_log", "tasks.enqueue") and endpoint not in self.seen
+        self.seen.append(endpoint)
+        self.wfile.write(text[:10] if broken else text)
+        self.close_connection = True
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_what_only_reads_is_asked_again_when_an_answer_breaks_off() -> None:
+    BreakingOff.seen.clear()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), BreakingOff)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        address = f"http://127.0.0.1:{server.server_port}"
+        with ClearmlApi(address, address, "admin", "password") as api:
+            assert api.call("events.get_task_log", task="x")["token"] == "t"
+            with pytest.raises(ApiError, match=r"tasks\.enqueue: cannot reach"):
+                api.call("tasks.enqueue", task="x")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert BreakingOff.seen.count("events.get_task_log") == 2
+    assert BreakingOff.seen.count("tasks.enqueue") == 1

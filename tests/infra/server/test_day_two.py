@@ -277,7 +277,7 @@ def test_a_person_comes_works_and_leaves(
         "again = clearml.Task.get_task(task.id); print('read', again.artifacts['notes'].get())"
     )
     kept = {name: value for name, value in os.environ.items() if not name.endswith("_CA_BUNDLE")}
-    home = {"HOME": str(tmp_path / "zoe"), "CLEARML_CONFIG_FILE": str(tmp_path / "zoe/clearml.conf")}
+    home = {"HOME": str(tmp_path / "home"), "CLEARML_CONFIG_FILE": str(tmp_path / "zoe/clearml.conf")}
     done = subprocess.run(
         [ROOT / ".venv/bin/python", "-c", script],
         env={**kept, **names, **home},
