@@ -71,16 +71,19 @@ class Command:
         return next(fits, "")
 
     @cached_property
+    def _all(self) -> list[str]:
+        return shlex.split(self.text.replace("\\\n", " ").split("<<")[0], comments=True)
+
+    @cached_property
     def words(self) -> list[str]:
         """The words without the assignments before them and the comment behind."""
-        words = shlex.split(self.text.split("<<")[0], comments=True)
-        return words[len(self.variables) :]
+        return self._all[len(self.variables) :]
 
     @cached_property
     def variables(self) -> dict[str, str]:
         """The assignments before the program."""
         found: dict[str, str] = {}
-        for word in shlex.split(self.text.split("<<")[0], comments=True):
+        for word in self._all:
             match = re.fullmatch(r"([A-Z][A-Z0-9_]*)=(.*)", word, re.DOTALL)
             if not match:
                 break

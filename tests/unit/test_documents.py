@@ -28,6 +28,7 @@ import yaml
 from ansible.cli.playbook import PlaybookCLI
 from clearml_client._config import load as load_settings
 from test_client_core import Site, served
+from test_command_line import start_as_agent
 from test_dvc import dvc, environment
 from test_dvc import run as run_in
 from test_lite_auth import write_config
@@ -435,6 +436,26 @@ def test_what_the_client_can_do(desk: Desk) -> None:
     assert "kitti@1.3.0" in lineage
     (models,) = (text for command, text in said.items() if command.startswith("clearml-client models"))
     assert "detector" in models
+
+
+@pytest.mark.parametrize("command", here("site", "clearml-task"), ids=str)
+def test_clearml_task_sends_a_script_that_starts(command: Command, desk: Desk) -> None:
+    """It puts lines of its own above the script, also above the docstring; tests/e2e has an agent for it."""
+    options = dict(zip(command.words[1::2], command.words[2::2], strict=True))
+    shutil.copytree((ROOT / command.page).parent, desk.tree, dirs_exist_ok=True)
+    assert desk.type(command.text).returncode == 0
+    (task,) = (task for task in desk.site.tasks() if task["name"] == options["--name"] and task["status"] == "queued")
+    subprocess.run(
+        ["git", "apply", "--unidiff-zero"], cwd=desk.tree, input=task["script"]["diff"], text=True, check=True
+    )
+    assert (desk.tree / options["--script"]).read_text().startswith("try: from allegroai import Task")
+    with desk.site.server.login() as api:
+        epochs = {"section": "Args", "name": "epochs", "value": "1"}
+        api.call("tasks.dequeue", task=task["id"])
+        api.call("tasks.edit_hyper_params", task=task["id"], hyperparams=[epochs])
+    status, out, err = start_as_agent(desk.site, task["id"], options["--script"])
+    assert status == 0, err
+    assert "epoch 1/1" in out
 
 
 # A picture of one pixel.
