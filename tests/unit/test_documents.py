@@ -443,8 +443,10 @@ def test_clearml_task_sends_a_script_that_starts(command: Command, desk: Desk) -
     """It puts lines of its own above the script, also above the docstring; tests/e2e has an agent for it."""
     options = dict(zip(command.words[1::2], command.words[2::2], strict=True))
     shutil.copytree((ROOT / command.page).parent, desk.tree, dirs_exist_ok=True)
+    before = {task["id"] for task in desk.site.tasks()}
     assert desk.type(command.text).returncode == 0
-    (task,) = (task for task in desk.site.tasks() if task["name"] == options["--name"] and task["status"] == "queued")
+    (task,) = (task for task in desk.site.tasks() if task["id"] not in before)
+    assert (task["name"], task["status"]) == (options["--name"], "queued")
     subprocess.run(
         ["git", "apply", "--unidiff-zero"], cwd=desk.tree, input=task["script"]["diff"], text=True, check=True
     )
