@@ -88,10 +88,6 @@ users: tools known-site ## write each person's clearml.conf into inventory/SITE/
 login: tools known-site ## show the address, the login and its password
 	@$(BIN)/python ansible/tools/login.py --site-file $(SITE_FILE) --vault-file $(VAULT) --vault-password-file $(VAULT_PASSWORD)
 
-.PHONY: end-logins
-end-logins: tools known-site ## end every login at once, after a token or a notebook was lost
-	@$(PLAYBOOK) ansible/end_logins.yml $(ARGS)
-
 .PHONY: verify
 verify: tools known-site ## submit the example training, wait for it, read everything back
 	@test -e $(SITE_FILE) || { echo "the site $(SITE) is not deployed from here: run make up SITE=$(SITE)" >&2; exit 1; }
