@@ -117,8 +117,13 @@ undrain: tools known-site ## ARGS="-l gpu-07": put a drained node back to work
 	@$(PLAYBOOK) ansible/undrain.yml $(ARGS)
 
 .PHONY: remove-node
-remove-node: tools known-site ## ARGS="-l gpu-07": drain a node and leave nothing of it
+remove-node: tools known-site ## ARGS="-l gpu-07": drain a node, leave nothing of it, and end all logins: its token must not work on
 	@$(PLAYBOOK) ansible/remove_node.yml $(ARGS)
+	$(PLAYBOOK) ansible/end_logins.yml
+
+.PHONY: end-logins
+end-logins: tools known-site ## end every login at once, after a token, a notebook or a node was lost; trainings go on
+	@$(PLAYBOOK) ansible/end_logins.yml
 
 .PHONY: cache-warm
 cache-warm: tools known-site ## ARGS="-l gpu-07 -e datasets=kitti@1.4.0": fetch datasets into nodes' caches beforehand

@@ -86,3 +86,11 @@ def test_a_browser_is_named_or_refused(chromium: str, status: int, said: str) ->
     )
     assert done.returncode == status
     assert said in done.stderr
+
+
+def test_a_removed_nodes_logins_end() -> None:
+    """A token outlives its key pair on the official server: what was made with the node's ends after it is gone."""
+    typed = make("-n", "remove-node", "ARGS=-l gpu-07")
+    first, second = typed.index("remove_node.yml -l gpu-07"), typed.index("end_logins.yml")
+    assert first < second
+    assert "end_logins.yml -l" not in typed
