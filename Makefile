@@ -40,7 +40,7 @@ STAGE = $(BIN)/python ansible/tools/stage.py --file $(STAGES)
 .PHONY: help
 help:
 	@awk 'BEGIN { FS = ":.*## " } /^##@ / { printf "\n%s\n", substr($$0, 5) } /^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	printf '\n%s\n' "Variables: SITE=local (a folder below inventory/)  ARGS='--check --diff'  CONFIRM=yes  FORCE=yes  JSON=yes"
+	printf '\n%s\n' "Variables: SITE=local (a folder below inventory/)  ARGS='--check --diff'  CONFIRM=yes  FORCE=yes  HOSTS=no  JSON=yes"
 
 ##@ Operate a site
 
@@ -74,6 +74,11 @@ secrets: tools known-site ## generate what is missing of the site's secrets
 .PHONY: site
 site: tools ## NAME=team: make a site of your own from inventory/example, with all its secrets
 	@$(BIN)/ansible-playbook -i localhost, ansible/new_site.yml -e '{"new_site_name": "$(NAME)"}'
+
+.PHONY: vault
+vault: tools known-site ## edit the site's secrets: passwords of people, tokens; what is deleted is generated again
+	@test -e $(VAULT) || { echo "the site $(SITE) has no secrets yet: run make secrets SITE=$(SITE)" >&2; exit 1; }
+	$(VAULT_ENV) $(BIN)/ansible-vault edit $(VAULT)
 
 .PHONY: users
 users: tools known-site ## write each person's clearml.conf into inventory/SITE/users/ (after deploy)

@@ -1,6 +1,6 @@
 # All images of Trainyard; run from the repository's root:
-#   SITE_DIR=/path/with/ca.pem,pip.conf,apt.conf,uv.toml docker buildx bake -f docker/docker-bake.hcl base
-#   ... docker buildx bake -f docker/docker-bake.hcl
+#   SITE_DIR=/path/to/folder docker buildx bake -f docker/docker-bake.hcl base
+#   SITE_DIR=/path/to/folder docker buildx bake -f docker/docker-bake.hcl
 # Role perception_images does this with the site's values. Two calls, because the engine of Debian 12 knows no target contexts.
 variable "VERSION" { default = "0.1.0" }
 variable "SUITE" { default = "bookworm" }

@@ -30,8 +30,9 @@ def run(*command: str | Path) -> str:
     """
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True)  # noqa: S603
     if done.returncode != 0:
-        words = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no word"]
-        raise RuntimeError(f"{Path(str(command[0])).name} {command[1]}: {words[0]}")
+        # Docker ends with an advice to look into its help.
+        words = [line for line in (done.stderr or done.stdout).splitlines() if line.strip() and "--help'" not in line]
+        raise RuntimeError(f"{Path(str(command[0])).name} {command[1]}: {(words or ['no word'])[-1]}")
     return done.stdout
 
 

@@ -38,7 +38,7 @@ class Split:
 
 def arguments() -> argparse.Namespace:
     """Read the hyperparameters; ClearML records them and, in a queue, replaces them with the experiment's."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Train a small network on handwritten digits.")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--hidden", type=int, default=256, help="units in the hidden layer")
     parser.add_argument("--learning-rate", type=float, default=0.002)

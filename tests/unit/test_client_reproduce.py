@@ -404,6 +404,7 @@ def test_places_of_code(indexes: Indexes, repository: Repository, tmp_path: Path
     ("text", "found", "told"),
     [
         ("numpy==1.26.4", True, "1 recorded, all to be had"),
+        ("numpy==1.26.4\nclearml_client == 0.1.0", True, "2 recorded, all to be had"),
         ("numpy==1.26.4\nnumpy-x==1", False, "not to be had any more: numpy-x==1: not in http"),
         ("numpy==1.26.4\nown @ file:///x", None, "of 2 recorded, it cannot be told of own @ file:///x: is a path"),
         ("newer==1.0", False, "for Python 3.11 on Linux"),

@@ -150,6 +150,8 @@ class _Search:
         """Return why a requirement is missing, or why it cannot be told; neither where it is there."""
         if line.place:
             return self._check_place(line.place)
+        if canonicalize_name(line.name) == "clearml-client":
+            return None, None  # every image of a site has it, and no index
         files, unasked = self._files(line.name)
         of_version = [file for file in files if self._is_version(file, line)]
         if any(self._is_usable(file, line) for file in of_version):
