@@ -111,7 +111,7 @@ def trainyard_workers(
 
 
 def trainyard_services_host(hostvars: Mapping[str, Any], nodes: Sequence[str], servers: Sequence[str]) -> str:
-    """Return the node that gets the services worker; empty where a worker by hand serves its queue, or none may have it.
+    """Return the node that gets the services worker; empty where a worker by hand serves its queue.
 
     It is the server's host where that is a node, else the first node; one whose ``clearml_agent_services`` is 0 is
     passed over.
@@ -194,7 +194,7 @@ def trainyard_site_problems(hosts: Mapping[str, Mapping[str, Any]], declared: Ma
 
 def _variable(node: Mapping[str, Any]) -> str:
     """Return the variable that a node's workers come from."""
-    return "clearml_agent_workers" if node["explicit"] else "clearml_agent_gpus"
+    return "clearml_agent_workers" if node.get("explicit") else "clearml_agent_gpus"
 
 
 def _is_gpu(gpu: Any) -> bool:
