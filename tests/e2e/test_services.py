@@ -23,7 +23,7 @@ def double(number):
 def add_one(number):
     print("THE RESULT IS", int(number) + 1, flush=True)
 
-pipe = PipelineController("two steps", "{PROJECT}", "1.0.0")
+pipe = PipelineController("two steps", "{PROJECT}", "1.0.0", pool_frequency=0.05)
 pipe.add_function_step("double", double, {{"number": 20}}, ["value"], execution_queue="{QUEUE}")
 pipe.add_function_step("add one", add_one, {{"number": "${{double.value}}"}}, execution_queue="{QUEUE}")
 pipe.start()
@@ -128,7 +128,7 @@ def controller(api: ClearmlApi, name: str, services: Worker) -> str:
 def test_a_pipeline_runs_by_start_alone(platform: Platform, api: ClearmlApi, services: Worker, tmp_path: Path) -> None:
     start(platform, tmp_path, PIPELINE)
     pipeline = controller(api, "two steps", services)
-    wait_for_status(api, pipeline, "completed", 180)
+    wait_for_status(api, pipeline, "completed", 300)
     (last,) = named(api, "add one")
     assert "THE RESULT IS 41" in console(api, last["id"])
 
@@ -138,8 +138,8 @@ def test_a_schedule_starts_its_job_and_goes_on(
 ) -> None:
     start(platform, tmp_path, SCHEDULE.replace("BASE", base))
     schedule = controller(api, "each hour", services)
-    job = wait_for("the job is there", lambda: named(api, "the job"), 120)[0]
-    wait_for_status(api, job["id"], "completed", 90)
+    job = wait_for("the job is there", lambda: named(api, "the job"), 180)[0]
+    wait_for_status(api, job["id"], "completed", 180)
     assert services.experiments(), "the schedule goes on"
     api.call("tasks.stop", task=schedule)
     wait_for_status(api, schedule, "stopped", 90)
@@ -151,8 +151,8 @@ def test_a_search_runs_its_trials(
 ) -> None:
     # A search clones an experiment that has run.
     enqueue(api, base, QUEUE)
-    wait_for_status(api, base, "completed", 90)
+    wait_for_status(api, base, "completed", 180)
     start(platform, tmp_path, SEARCH.replace("BASE", base))
     search = controller(api, "search", services)
-    wait_for_status(api, search, "completed", 180)
+    wait_for_status(api, search, "completed", 300)
     assert "THE BEST IS 5.0" in console(api, search)

@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import textwrap
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import ModuleType
@@ -265,6 +266,22 @@ def test_the_role_gives_the_services_worker_to_one_node(tmp_path: Path) -> None:
     assert described() == {"one has one-1 one-services", "two has two-1"}
     assert described("-l", "two") == {"two has two-1"}, "whatever -l has"
     assert described("-e", "clearml_agent_services=0") == {"one has one-1", "two has two-1"}
+
+
+def test_the_debugger_of_the_documentation_calls_and_answers(tmp_path: Path) -> None:
+    text = (ROOT / "docs/operations.md").read_text()
+    (snippet,) = re.findall(r"  ```python\n(  import pdb.*?)  ```", text, re.DOTALL)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        lines = textwrap.dedent(snippet).replace('("10.0.0.77", 4444)', str(listener.getsockname()))
+        (tmp_path / "train.py").write_text(f"loss = 42\n{lines}print('loss is', loss)\n")
+        with subprocess.Popen([sys.executable, tmp_path / "train.py"], stdout=subprocess.PIPE, text=True) as training:
+            listener.settimeout(20)
+            person, _ = listener.accept()
+            with person, person.makefile("rw") as terminal:
+                terminal.write("p loss\n!loss = 7\nc\n")
+                terminal.flush()
+                assert "42" in terminal.read()
+            assert training.communicate(timeout=20)[0] == "loss is 7\n"
 
 
 @pytest.mark.parametrize(
