@@ -32,8 +32,11 @@ pipe.start()
 SCHEDULE = f"""
 from clearml.automation import TaskScheduler
 
-scheduler = TaskScheduler(sync_frequency_minutes=1, pooling_frequency_minutes=1, force_create_task_project="{PROJECT}",
-                          force_create_task_name="each hour")
+scheduler = TaskScheduler(
+    sync_frequency_minutes=1,
+    force_create_task_project="{PROJECT}",
+    force_create_task_name="each hour",
+)
 scheduler.add_task(schedule_task_id="BASE", queue="{QUEUE}", name="the job", hour=1, execute_immediately=True)
 scheduler.start_remotely()
 """
