@@ -6,8 +6,8 @@ import importlib.util
 import json
 import subprocess
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hypothesis import given, settings
@@ -16,16 +16,17 @@ from hypothesis import strategies as st
 ROOT = Path(__file__).parents[2]
 
 
-def load_filter() -> Callable[..., str]:
+def filters() -> ModuleType:
+    """Load the project's filters."""
     spec = importlib.util.spec_from_file_location("trainyard_filters", ROOT / "ansible/plugins/filter/trainyard.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.trainyard_env  # type: ignore[no-any-return]
+    return module
 
 
-trainyard_env = load_filter()
+trainyard_env = filters().trainyard_env
 
 
 def as_compose_reads(values: list[str]) -> list[str]:

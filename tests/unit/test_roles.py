@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
+import textwrap
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import ModuleType
@@ -163,6 +165,123 @@ def test_slices_services_and_limits() -> None:
     assert helpers["queues"] == ["helpers"], "nobody who wants a GPU waits behind it"
     assert trainyard.trainyard_task_arguments(helpers, {"memory": "", "shm_size": "1g"}) == "--shm-size=1g"
     assert problems(explicit, ["0", *SLICES]) == []
+
+
+# --- the services worker ---------------------------------------------------------------------------------------------
+
+SERVICES = {"services": 4, "memory": "2g"}
+
+
+def test_the_services_worker_has_no_gpu_its_queue_alone_and_a_limit() -> None:
+    got = trainyard.trainyard_workers(node(services=SERVICES), [], ["all_gpus"], ["0"])
+    worker = got["workers"][-1]
+    assert (worker["id"], worker["queues"], worker["services"]) == ("LARGE-GPU-1-services", ["services"], 4)
+    assert worker["devices"] == "--cpu-only --services-mode"
+    assert trainyard.trainyard_task_arguments(worker, {"memory": "60g", "shm_size": "1g"}) == (
+        "--memory=2g --shm-size=1g"
+    )
+    assert got["queues"]["services"].startswith("controllers of pipelines")
+    assert [each["name"] for each in got["workers"]] == ["LARGE-GPU-1-1", "LARGE-GPU-1-services"]
+    by_hand = trainyard.trainyard_workers(node(explicit=True, services=SERVICES), [{"name": "big"}], [], [])
+    assert [each["name"] for each in by_hand["workers"]] == ["big", "LARGE-GPU-1-services"]
+
+
+def test_a_worker_by_hand_that_has_the_services_workers_name_is_told() -> None:
+    (problem,) = problems([{"name": "LARGE-GPU-1-services", "gpus": []}], services=SERVICES)
+    assert problem.startswith("one: clearml_agent_services has the worker 'LARGE-GPU-1-services', which one has too")
+
+
+class Unreadable(dict[str, Any]):
+    """A host whose variables cannot be worked out."""
+
+    def get(self, *_: Any) -> Any:
+        raise ValueError("undefined")
+
+
+@pytest.mark.parametrize(
+    ("given", "servers", "host"),
+    [
+        ({"one": {}, "two": {}}, ["two"], "two"),
+        ({"one": {}, "two": {}}, ["away"], "one"),
+        ({"one": {"clearml_agent_services": 0}, "two": {}}, ["one"], "two"),
+        ({"one": {"clearml_agent_services": 0}, "two": {"clearml_agent_services": 0}}, ["one"], ""),
+        (
+            {"one": {}, "two": {"clearml_agent_workers": [{"name": "s1", "services": 2, "queues": ["services"]}]}},
+            [],
+            "",
+        ),
+        ({"one": {"clearml_agent_workers": [{"name": "services"}]}, "two": {}}, [], ""),
+        ({"one": {"clearml_agent_common_queues": ["all_gpus", "services"]}, "two": {}}, [], ""),
+        ({"one": {}, "two": {"clearml_agent_node_name": "services"}}, [], ""),
+        # Common queues are none of those that have their own, nor of services workers.
+        (
+            {
+                "one": {
+                    "clearml_agent_common_queues": ["services"],
+                    "clearml_agent_workers": [{"name": "big", "queues": ["big"]}, {"name": "helpers", "services": 1}],
+                }
+            },
+            [],
+            "one",
+        ),
+        ({"one": {"clearml_agent_workers": "w01"}, "two": {"clearml_agent_workers": [None]}}, [], "one"),
+        ({"one": Unreadable(), "two": {}}, ["two"], "two"),
+        ({}, ["away"], ""),
+    ],
+)
+def test_one_node_gets_the_services_worker(given: dict[str, dict[str, Any]], servers: list[str], host: str) -> None:
+    assert trainyard.trainyard_services_host(given, list(given), servers) == host
+
+
+def test_the_role_gives_the_services_worker_to_one_node(tmp_path: Path) -> None:
+    """The role itself, run on two nodes that are this machine."""
+    local = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, "clearml_agent_gpus": []}
+    hosts = {"away": local, "one": {**local, "clearml_agent_services": 2}, "two": local}
+    groups = {"clearml_server": ["away"], "clearml_nodes": ["one", "two"]}
+    inventory = {name: {"hosts": dict.fromkeys(names)} for name, names in groups.items()}
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": hosts, "children": inventory}}))
+    lines = "{{ clearml_agent_description.workers | map(attribute='name') | join(' ') }}"
+    play = {
+        "hosts": "clearml_nodes",
+        "gather_facts": False,
+        "tasks": [
+            {"ansible.builtin.include_role": {"name": "clearml_agent", "tasks_from": "describe.yml"}},
+            {"ansible.builtin.debug": {"msg": "{{ inventory_hostname }} has " + lines}},
+        ],
+    }
+    (tmp_path / "play.yml").write_text(yaml.safe_dump([play]))
+    command = ["ansible-playbook", "-i", str(tmp_path / "hosts.yml"), str(tmp_path / "play.yml")]
+
+    def described(*more: str) -> set[str]:
+        done = subprocess.run(
+            [str(Path(sys.executable).parent / command[0]), *command[1:], *more],
+            env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible/ansible.cfg")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return set(re.findall(r"(\w+ has [\w -]+)", done.stdout))
+
+    assert described() == {"one has one-1 one-services", "two has two-1"}
+    assert described("-l", "two") == {"two has two-1"}, "whatever -l has"
+    assert described("-e", "clearml_agent_services=0") == {"one has one-1", "two has two-1"}
+
+
+def test_the_debugger_of_the_documentation_calls_and_answers(tmp_path: Path) -> None:
+    text = (ROOT / "docs/operations.md").read_text()
+    (snippet,) = re.findall(r"  ```python\n(  import pdb.*?)  ```", text, re.DOTALL)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        lines = textwrap.dedent(snippet).replace('("10.0.0.77", 4444)', str(listener.getsockname()))
+        (tmp_path / "train.py").write_text(f"loss = 42\n{lines}print('loss is', loss)\n")
+        with subprocess.Popen([sys.executable, tmp_path / "train.py"], stdout=subprocess.PIPE, text=True) as training:
+            listener.settimeout(20)
+            person, _ = listener.accept()
+            with person, person.makefile("rw") as terminal:
+                terminal.write("p loss\n!loss = 7\nc\n")
+                terminal.flush()
+                assert "42" in terminal.read()
+            assert training.communicate(timeout=20)[0] == "loss is 7\n"
 
 
 @pytest.mark.parametrize(

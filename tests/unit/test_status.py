@@ -195,6 +195,21 @@ def test_every_state_is_told(site: Site) -> None:
     assert (alien["host"], alien["node"], alien["worker"], alien["gpus"]) == (None, None, "laptop", [])
 
 
+def test_a_services_workers_experiments_are_its_own(site: Site) -> None:
+    helpers = node("BIG", [0])
+    helpers["workers"].append({"id": "BIG-services", "name": "BIG-services", "gpus": [], "queues": ["services"]})
+    site.worker("BIG-1:gpu0", "BIG-1")
+    site.worker("BIG-services", "services")
+    for number in (1, 2):
+        site.worker(f"BIG-services:service:{number}")
+    task = site.run("BIG-services:service:1", "a pipeline")
+    status = site.status(helpers)
+    assert states(status) == {"BIG-1:gpu0": "free", "BIG-services": "free", "BIG-services:service:1": "training"}
+    controller = named(status["workers"], "id", "BIG-services:service:1")
+    assert (controller["worker"], controller["node"], controller["experiment"]["id"]) == ("BIG-services", "BIG", task)
+    assert named(status["queues"], "name", "services")["workers"] == ["BIG-services"]
+
+
 def test_an_experiment_is_told_with_owner_and_age(site: Site) -> None:
     site.worker("one-1", "one")
     task = site.run("one-1", "{{ 7 * 6 }}\x1b[31m\nred")

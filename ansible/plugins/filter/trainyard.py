@@ -20,6 +20,8 @@ from trainyard_values import pair_problems, pem_fault
 
 __all__ = ["FilterModule"]
 
+# Where the SDK sends the controllers of pipelines, searches and schedules when nobody names a queue.
+SERVICES_QUEUE = "services"
 # What ClearML's server asks of a queue's name.
 QUEUE_LEAST = 3
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}\Z")
@@ -54,9 +56,10 @@ SUPPORTED = {"Debian": {"12", "13"}, "Ubuntu": {"22.04", "24.04", "26.04"}}
 def trainyard_workers(
     node: Mapping[str, Any], explicit: Sequence[Mapping[str, Any]], common: Sequence[str], listed: Sequence[str]
 ) -> dict[str, Any]:
-    """Give ``node`` with its workers: those told, else one per GPU, else one for the CPU."""
+    """Give ``node`` with its workers: those told, else one per GPU, else one for the CPU; and the services worker."""
     name = node["node"]
     gpus = node["gpus"]
+    variable = _variable(node)
     if isinstance(gpus, str):
         gpus = [int(line) for line in listed if line.strip().isdigit()] if gpus == "auto" else []
     if explicit:
@@ -68,8 +71,9 @@ def trainyard_workers(
             entries = [{"name": f"{name}-{gpu + 1}", "gpus": [gpu]} for gpu in gpus]
     else:
         entries = [{"name": f"{name}-1", "gpus": []}]
+    added = {"name": f"{name}-services", "queues": [SERVICES_QUEUE], **node.get("services", {})}
     workers = []
-    for entry in entries:
+    for entry in [*entries, added] if node.get("services") else entries:
         worker = str(entry.get("name", ""))
         pinned = ",".join(str(gpu) for gpu in entry.get("gpus", []))
         services = entry.get("services") or 0
@@ -83,6 +87,7 @@ def trainyard_workers(
                 "gpus": list(entry.get("gpus", [])),
                 "devices": f"--gpus {pinned}" if pinned else "--cpu-only" + (" --services-mode" if services else ""),
                 "services": services,
+                "variable": "clearml_agent_services" if entry is added else variable,
                 "image": entry.get("image", ""),
                 "limits": {limit: str(entry[limit]) for limit in ("memory", "cpus", "shm_size") if entry.get(limit)},
                 "queues": list(dict.fromkeys(queues)),
@@ -97,10 +102,46 @@ def trainyard_workers(
                 text += f", GPU {','.join(map(str, worker['gpus']))}" if worker["gpus"] else ", CPU"
             elif queue == name:
                 text = f"any worker of node {name}"
+            elif worker["services"]:
+                text = "controllers of pipelines, searches and schedules: beside each other, on the CPU"
             else:
                 text = "workers of several nodes"
             descriptions.setdefault(queue, node["queue_descriptions"].get(queue, text))
     return {**node, "workers": workers, "queues": descriptions, "common_queues": list(common)}
+
+
+def trainyard_services_host(hostvars: Mapping[str, Any], nodes: Sequence[str], servers: Sequence[str]) -> str:
+    """Return the node that gets the services worker; empty where a worker by hand serves its queue.
+
+    It is the server's host where that is a node, else the first node; one whose ``clearml_agent_services`` is 0 is
+    passed over.
+
+    Args:
+        hostvars: the variables of the site's hosts as the inventory has them, without the roles' defaults.
+        nodes: the hosts of clearml_nodes, in the inventory's order.
+        servers: the hosts of clearml_server.
+    """
+
+    def given(host: str, variable: str) -> Any:
+        try:
+            return hostvars[host].get(variable)
+        except Exception:  # what cannot be worked out is told of the host that has it
+            return None
+
+    for host in nodes:
+        entries = given(host, "clearml_agent_workers")
+        entries = [entry for entry in entries if isinstance(entry, Mapping)] if isinstance(entries, list) else []
+        common = given(host, "clearml_agent_common_queues")
+        shared = [given(host, "clearml_agent_node_name") or host, *(common if isinstance(common, list) else [])]
+        served = [] if entries else shared
+        for entry in entries:
+            queues = entry.get("queues")
+            own = [entry.get("name"), *([] if entry.get("services") else shared)]
+            served += queues if isinstance(queues, list) and queues else own
+        if SERVICES_QUEUE in served:
+            return ""
+    willing = [host for host in nodes if given(host, "clearml_agent_services") != 0]
+    return next((host for host in willing if host in servers), next(iter(willing), ""))
 
 
 def trainyard_task_arguments(worker: Mapping[str, Any], defaults: Mapping[str, str]) -> str:
@@ -151,6 +192,11 @@ def trainyard_site_problems(hosts: Mapping[str, Mapping[str, Any]], declared: Ma
     return problems
 
 
+def _variable(node: Mapping[str, Any]) -> str:
+    """Return the variable that a node's workers come from."""
+    return "clearml_agent_workers" if node.get("explicit") else "clearml_agent_gpus"
+
+
 def _is_gpu(gpu: Any) -> bool:
     """Tell an index, or a UUID of a GPU or a MIG slice, from anything else."""
     if isinstance(gpu, int) and not isinstance(gpu, bool):
@@ -173,7 +219,7 @@ def _gpu_problems(host: str, node: Mapping[str, Any]) -> list[str]:
     missing = [gpu for gpu in wanted if str(gpu) not in set(listed)]
     if not missing:
         return []
-    variable = "clearml_agent_workers" if node["explicit"] else "clearml_agent_gpus"
+    variable = _variable(node)
     has = (
         f"which nvidia-smi does not list: it has {', '.join(listed)}"
         if listed
@@ -198,20 +244,21 @@ def _node_problems(host: str, node: Mapping[str, Any], names: dict[str, str]) ->
             f"{host}: clearml_agent_gpus has GPU {gpu} twice; write every GPU once"
             for gpu in sorted({gpu for gpu in gpus if list(gpus).count(gpu) > 1}, key=str)
         ]
-    variable = "clearml_agent_workers" if node["explicit"] else "clearml_agent_gpus"
     # A wrong name of the node is one mistake, not one more for each worker and queue that has it.
     node_name = str(node["node"])
-    derived = [] if node["explicit"] or SAFE_NAME.match(node_name) else [worker["name"] for worker in node["workers"]]
+    by_hand = "clearml_agent_workers"
+    derived = [worker["name"] for worker in node["workers"] if worker["variable"] != by_hand]
+    derived = [] if SAFE_NAME.match(node_name) else derived
     owners: dict[Any, str] = {}
     for worker in node["workers"]:
-        name = worker["name"]
+        name, variable = worker["name"], worker["variable"]
         if name and not SAFE_NAME.match(name) and name not in derived:
             problems.append(
                 f"{host}: {variable} has a worker named {name!r}; write at most 63 letters, digits, - and _, "
                 "first a letter or digit, e.g. 'train01-big'"
             )
         # Of a GPU that is written twice that is said already.
-        again = not node["explicit"] and names.get(name.lower()) == host
+        again = variable == "clearml_agent_gpus" and names.get(name.lower()) == host
         if name and node_name and name.lower() in names and not again:
             problems.append(
                 f"{host}: {variable} has the worker {name!r}, which {names[name.lower()]} has too; "
@@ -579,6 +626,7 @@ class FilterModule:
         """Give the filters by name."""
         return {
             "clearml_agent_problems": clearml_agent_problems,
+            "trainyard_services_host": trainyard_services_host,
             "trainyard_workers": trainyard_workers,
             "trainyard_site_problems": trainyard_site_problems,
             "trainyard_secret_problems": trainyard_secret_problems,

@@ -211,7 +211,10 @@ def list_workers(nodes: list[dict[str, Any]], seen: set[str]) -> list[dict[str, 
         listed[node["host"]] = [{**worker, **place, "worker": worker["name"]} for worker in node["workers"]]
     known = {worker["id"] for workers in listed.values() for worker in workers}
     for id_ in sorted(seen - known, key=by_number):
-        owner = owner_of(id_, nodes) or {"host": None, "node": None}
+        # A services worker's experiment calls as a worker of its own, <worker>:service:<experiment>.
+        parent = id_.split(":service:")[0] if ":service:" in id_ else ""
+        near = next((worker for workers in listed.values() for worker in workers if worker["id"] == parent), None)
+        owner = near or owner_of(id_, nodes) or {"host": None, "node": None}
         name = id_.split(":")[0] if owner["host"] else id_
         place = {"host": owner["host"], "node": owner["node"]}
         listed[owner["host"]].append({**place, "id": id_, "worker": name, "gpus": gpus_of(id_), "queues": []})
@@ -295,6 +298,10 @@ def describe_site(api: Api, nodes: list[dict[str, Any]], foreign: bool) -> dict[
     now = api.date or datetime.now(timezone.utc)  # noqa: UP017
 
     workers = [describe_worker(worker, seen.get(worker["id"]), tasks, now) for worker in list_workers(nodes, set(seen))]
+    # A services worker's experiment that has ended is no worker that went silent.
+    workers = [
+        worker for worker in workers if ":service:" not in worker["id"] or worker["state"] in ("training", "foreign")
+    ]
     takers: dict[str, list[str]] = {}
     for worker in workers:
         tagged = bool(DRAIN_TAGS & set(seen.get(worker["id"], {}).get("tags") or []))

@@ -35,8 +35,22 @@ def test_workers_are_healthy_and_come_back(workers: list[dict[str, Any]]) -> Non
 
 
 def test_worker_one_serves_its_own_the_nodes_and_the_common_queue(workers: list[dict[str, Any]], node: str) -> None:
-    words = " ".join(workers[-1]["Config"]["Cmd"])
-    assert f"--queue {node}-1 {node} all_gpus" in words
+    words = {worker["Config"]["Labels"]["trainyard.worker"]: " ".join(worker["Config"]["Cmd"]) for worker in workers}
+    assert any(f"--queue {node}-1 {node} all_gpus" in each for each in words.values())
+
+
+def test_one_worker_of_the_site_serves_the_controllers(workers: list[dict[str, Any]], node: str) -> None:
+    """Without a GPU, a few at a time; nothing is added where a worker by hand serves their queue."""
+    found = [worker for worker in workers if worker["Config"]["Labels"]["trainyard.worker"] == f"{node}-services"]
+    if not found:
+        pytest.skip("another node has it, or the site does without")
+    (worker,) = found
+    words = " ".join(worker["Config"]["Cmd"])
+    assert words.endswith("--queue services")
+    assert "--cpu-only --services-mode" in words
+    environment = dict(line.split("=", 1) for line in worker["Config"]["Env"])
+    assert int(environment["TRAINYARD_SERVICES_LIMIT"]) > 0
+    assert "--memory=" in environment["TRAINYARD_TASK_ARGUMENTS"]
 
 
 def test_workers_may_nothing_but_talk_to_docker(workers: list[dict[str, Any]]) -> None:

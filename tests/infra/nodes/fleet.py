@@ -19,6 +19,8 @@ from testinfra.host import Host
 
 NODES = {"gpu-01": "lab-gpu-01", "gpu-02": "lab-gpu-02"}
 WORKERS = [f"{node}-{gpu + 1}:gpu{gpu}" for node in NODES for gpu in range(4)]
+SERVICES = "gpu-01-services"
+"""The site's services worker, which runs controllers and not these trainings."""
 PROJECT = "tests/fleet"
 STATE = "/opt/clearml/agent/state"
 ENDED = {"completed", "published", "closed", "failed", "stopped"}
@@ -94,7 +96,9 @@ class Fleet:
         return {queue["name"]: queue for queue in self.api.call("queues.get_all")["queues"]}
 
     def workers(self) -> dict[str, Json]:
-        return {worker["id"]: worker for worker in self.api.call("workers.get_all", last_seen=60)["workers"]}
+        """Return the workers that train, by id."""
+        seen = {worker["id"]: worker for worker in self.api.call("workers.get_all", last_seen=60)["workers"]}
+        return {id_: worker for id_, worker in seen.items() if id_ != SERVICES}
 
     def submit(self, name: str, queue: str, *, held: bool = False) -> str:
         """Send a training to a queue: one that ends at once, or a held one, which trains until ``release``."""
@@ -191,10 +195,10 @@ class Fleet:
         return testinfra.get_host(f"docker://{NODES[name]}")
 
     def agents(self, name: str) -> dict[str, str]:
-        """Return the containers of a node's workers by worker: another id, another container."""
+        """Return the containers of a node's workers that train by worker: another id, another container."""
         template = '{{.Label "trainyard.worker"}} {{.ID}}'
         said = self.node(name).run_expect([0], f"docker ps --filter label=trainyard.worker --format '{template}'")
-        return dict(line.split() for line in said.stdout.splitlines())
+        return dict(line.split() for line in said.stdout.splitlines() if line.split()[0] != SERVICES)
 
     def experiments(self, name: str) -> list[str]:
         """Return the containers of experiments that run on a node."""

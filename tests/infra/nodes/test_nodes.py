@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 import pytest
 from audit import ROOT, changed_tasks
-from fleet import NODES, STATE, WORKERS, Fleet
+from fleet import NODES, SERVICES, STATE, WORKERS, Fleet
 from testinfra.host import Host
 
 testinfra_hosts = ["ansible://clearml_server"]
@@ -279,4 +279,5 @@ def test_status_tells_it_all(fleet: Fleet) -> None:
     fleet.play("status.yml")
     status = json.loads((ROOT / f"build/status-{fleet.inventory.name}.json").read_text())
     states = {worker["id"]: worker["state"] for worker in status["workers"]}
+    assert states.pop(SERVICES) == "free"
     assert states == {worker: "training" if worker == "gpu-01-1:gpu0" else "free" for worker in WORKERS}
