@@ -8,7 +8,6 @@ import sys
 from typing import List, Optional, Sequence, Union
 
 from clearml import Task
-from clearml.backend_api.session.defs import MissingConfigError
 
 from . import _command_line, _distributed
 from ._config import Settings, image_for, load, script_folder
@@ -106,7 +105,7 @@ def init_clearml(
     try:
         task = _registered(project_name, name, labels, output_uri, code)
     except Exception as error:  # the SDK raises whatever the layer that failed does
-        raise told(error) from error
+        raise told(error, "did not register the run") from error
     if queue and code is not None and not task.is_offline():
         check_recorded(task, code, queue)
     if task.is_offline():
@@ -168,10 +167,7 @@ def _chosen_queue(given: Optional[str], settings: Settings) -> Optional[str]:
 def _queue_names() -> List[str]:
     from ._lookup import call
 
-    try:
-        return sorted(str(queue["name"]) for queue in call("queues", "get_all", only_fields=["name"])["queues"])
-    except MissingConfigError as error:
-        raise ClearmlClientError("ClearML is not configured on this machine: a queue cannot be asked for") from error
+    return sorted(str(queue["name"]) for queue in call("queues", "get_all", only_fields=["name"])["queues"])
 
 
 def _check_reproducible(queue: Optional[str]) -> Optional[Code]:
