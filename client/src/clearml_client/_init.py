@@ -24,7 +24,7 @@ from ._given import (
     checked_tags,
 )
 from ._images import check_image
-from ._logging import calm_progress_bars, install_handler
+from ._logging import calm_progress_bars, show_records
 from ._offline import make_models_storable
 from ._recorded import check_recorded
 from ._sdk import correct
@@ -123,7 +123,7 @@ def init_clearml(
             _distributed.leave_watching_to_rank_0(task)
     if rank is None or rank.rank == 0:
         _tell_where(task, remote=remote, queue=None if remote else queue)
-    install_handler(task)
+    show_records()
     if not remote and (rank is None or rank.rank == 0):
         _command_line.record(task)
     if queue and not remote and not task.is_offline() and (rank is None or rank.rank == 0):

@@ -102,7 +102,7 @@ def connect() -> Server:
     """Return this process's connection to the site's server.
 
     Raises:
-        ClearmlClientError: ClearML is not configured on this machine, or the server does not answer or refuses its keys.
+        ClearmlClientError: ClearML is not configured on this machine, or the server is away or refuses its keys.
     """
     return Server()
 
