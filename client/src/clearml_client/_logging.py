@@ -67,7 +67,7 @@ def show_records() -> None:
     root = logging.getLogger()
     if root.handlers or isinstance(logging.lastResort, ClearmlHandler):
         return
-    logging.lastResort = ClearmlHandler()  # type: ignore[assignment]  # typeshed wants a StreamHandler
+    logging.lastResort = ClearmlHandler()
     raised = root.level == logging.WARNING  # Python's default
     if raised:
         root.setLevel(logging.INFO)

@@ -55,9 +55,9 @@ def opened(make: Callable[[], _T]) -> _T:
         ClearmlClientError: As ``check_server``, or the session cannot be had.
     """
     global _checked
+    if Task.is_offline():
+        raise ClearmlClientError("offline mode (CLEARML_OFFLINE_MODE) is on, and this needs the server: turn it off")
     if not _checked and Task.running_locally() and Task.current_task() is None:
-        if Task.is_offline():
-            raise ClearmlClientError("CLEARML_OFFLINE_MODE is set, and this needs the server: unset it")
         check_server()
         _checked = True
     try:
