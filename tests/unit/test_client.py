@@ -100,7 +100,7 @@ def test_without_configuration_the_error_says_what_to_set(tmp_path: Path) -> Non
         CLEARML_CONFIG_FILE=str(tmp_path / "none.conf"),
     )
     assert done.returncode != 0
-    assert "ClearmlClientError: ClearML is not configured on this machine" in done.stderr
+    assert "clearml_client: ClearML is not configured on this machine" in done.stderr
     assert "CLEARML_API_HOST" in done.stderr
 
 

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+from clearml import Task
 from clearml_api import ClearmlApi
 from clearml_client import ClearmlClientError
 from clearml_client._config import load
 from clearml_client._git import reasons_not_reproducible
+from clearml_client._logging import show_records
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))
 
@@ -56,10 +61,10 @@ class Site:
             self.git("commit", "--quiet", "--message=Change")
             self.git("push", "--quiet", "origin", "main")
 
-    def start(self, *words: str, **variables: str) -> subprocess.Popen[str]:
+    def start(self, *words: str, before: Sequence[str] = (), **variables: str) -> subprocess.Popen[str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("CLEARML_", "TRAINS_"))}
         return subprocess.Popen(
-            [sys.executable, "train.py", *words],
+            [sys.executable, *before, "train.py", *words],
             cwd=self.tree,
             env={**kept, "CLEARML_CONFIG_FILE": str(self.folder / "clearml.conf"), **variables},
             stdout=subprocess.PIPE,
@@ -67,8 +72,8 @@ class Site:
             text=True,
         )
 
-    def run(self, *words: str, **variables: str) -> tuple[int, str, str]:
-        process = self.start(*words, **variables)
+    def run(self, *words: str, before: Sequence[str] = (), **variables: str) -> tuple[int, str, str]:
+        process = self.start(*words, before=before, **variables)
         out, err = process.communicate(timeout=120)
         print(out)  # for whoever looks at a failure
         return process.returncode, out, err
@@ -287,9 +292,17 @@ def test_clearml_that_was_used_before_is_told(site: Site) -> None:
 # --- several processes -----------------------------------------------------------------------------------------------
 
 
-def test_the_ranks_of_one_launch_are_one_experiment(site: Site) -> None:
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param({}, id="any launcher"),
+        # torchrun sets TORCHELASTIC_ERROR_FILE too, others that name its run do not.
+        pytest.param({"TORCHELASTIC_RUN_ID": "a run"}, id="a run of torchrun"),
+    ],
+)
+def test_the_ranks_of_one_launch_are_one_experiment(site: Site, more: dict[str, str]) -> None:
     site.write(
-        "import os, time\n"
+        "import logging, os, time\n"
         "rank = int(os.environ['RANK'])\n"
         "task = init_clearml('ranks', project='team/training')\n"
         "open(f'joined {rank}', 'w').close()\n"
@@ -300,8 +313,9 @@ def test_the_ranks_of_one_launch_are_one_experiment(site: Site) -> None:
         "time.sleep(4 * rank)\n"
         "task.get_logger().report_scalar('loss', f'rank {rank}', value=rank, iteration=2)\n"
         "print('first line', rank, '\\nsecond line', rank)\n"
+        "logging.info('a record\\nof two lines')\n"
     )
-    launch = {"WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    launch = {"WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500", **more}
     processes = [site.start(RANK=str(rank), LOCAL_RANK=str(rank), **launch) for rank in range(3)]
     ended = [(*process.communicate(timeout=120), process.returncode) for process in processes]
     assert [code for _, _, code in ended] == [0, 0, 0], ended
@@ -314,7 +328,37 @@ def test_the_ranks_of_one_launch_are_one_experiment(site: Site) -> None:
     for rank in range(3):
         assert f"[rank {rank}] hello from {rank}" in lines
         assert f"[rank {rank}] second line {rank}" in lines
+        assert f"[rank {rank}] of two lines" in lines
+        out, err, _ = ended[rank]
+        assert f"[rank {rank}] second line {rank}" in out.splitlines()
+        assert [line.startswith(f"[rank {rank}] 2") for line in err.splitlines() if "a record" in line] == [True]
+        assert f"[rank {rank}] of two lines" in err.splitlines()
     assert sum("experiment 'ranks'" in err for _, err, _ in ended) == 1, "said once"
+
+
+@pytest.mark.skipif(find_spec("torch") is None, reason="needs torch; its CPU build is Debian's python3-torch, 150 MB")
+def test_torchrun(site: Site) -> None:
+    site.write(
+        "import logging, torch.distributed as dist\n"
+        "dist.init_process_group('gloo')\n"
+        "task = init_clearml('ranks', project='team/training')\n"
+        "rank = dist.get_rank()\n"
+        "logging.info('a record of %d', rank)\n"
+        "print('hello from', rank)\n"
+        "dist.barrier()\n"
+    )
+    # Of 0 and 3, its defaults, torch 1.13 makes None on Python 3.11.
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--redirects=1", "--tee=1")
+    code, _, err = site.run("--rate", "1", before=launch)
+    assert code == 0, err
+    (task,) = site.tasks()
+    assert task["status"] == "completed"
+    assert task["script"]["entry_point"] == " ".join((*launch, "train.py"))
+    with site.server.login() as api:
+        lines = console(api, task["id"])
+    for rank in range(2):
+        assert f"[rank {rank}] hello from {rank}" in lines
+        assert [line[:9] for line in lines if line.endswith(f"a record of {rank}")] == [f"[rank {rank}] "]
 
 
 # --- the console -----------------------------------------------------------------------------------------------------
@@ -326,6 +370,7 @@ def test_records_reach_the_console_once_with_their_level_and_bars_do_not_flood_i
         "from tqdm import tqdm\n"
         "task = init_clearml('logs', project='team/training')\n"
         "logging.getLogger('loader').warning('slow disk')\n"
+        "logging.info('an epoch')\n"
         "def work():\n"
         "    logging.getLogger('loader').error('broken picture'); time.sleep(4)\n"
         "process = multiprocessing.get_context('fork').Process(target=work, name='worker-1')\n"
@@ -340,12 +385,76 @@ def test_records_reach_the_console_once_with_their_level_and_bars_do_not_flood_i
         lines = console(api, task["id"])
         events = api.call("events.get_task_log", task=task["id"], batch_size=1000)["events"]
     assert [line.split(" ", 2)[2] for line in lines if "slow disk" in line] == ["WARNING loader: slow disk"]
+    assert [line.split(" ", 2)[2] for line in lines if "an epoch" in line] == ["INFO root: an epoch"]
+    assert err.count("an epoch") == 1
     assert {event["level"] for event in events if "slow disk" in event["msg"]} == {"warning"}
     assert [line.split(" ", 2)[2] for line in lines if "broken" in line] == ["ERROR worker: 1 loader: broken picture"]
     bars = [line for line in lines if "1000/1000" in line or "/1000 [" in line]
     assert 1 <= len(bars) <= 5, bars
     assert "1000/1000" in bars[-1]
     assert "done" in lines
+
+
+# What a script does with logging, before and after init_clearml, and what is to be seen: {} stands for a time.
+HANDLER = "handler = logging.StreamHandler(); handler.setFormatter(logging.Formatter('own %(message)s'))\n"
+LOGGING = {
+    "nothing": ("", "", ["{} INFO root: said", "{} INFO part: said too"]),
+    "configured before": (
+        "logging.basicConfig(level='INFO', format='own %(message)s')\n",
+        "",
+        ["own said", "own said too"],
+    ),
+    "configured before, for warnings": ("logging.basicConfig()\n", "", []),
+    "configured after": (
+        "",
+        "logging.basicConfig(level='INFO', format='own %(message)s')\n",
+        ["own said", "own said too"],
+    ),
+    "configured after, for warnings": ("", "logging.basicConfig(format='own %(message)s')\n", []),
+    "a logger of its own": (
+        "",
+        HANDLER + "logging.getLogger('part').addHandler(handler)\n",
+        ["{} INFO root: said", "own said too"],
+    ),
+    "a level of its own": ("logging.getLogger().setLevel('ERROR')\n", "", []),
+    "dictConfig": (
+        "",
+        "import logging.config\n"
+        "logging.config.dictConfig({'version': 1, 'disable_existing_loggers': False,\n"
+        "    'formatters': {'own': {'format': 'own %(message)s'}},\n"
+        "    'handlers': {'own': {'class': 'logging.StreamHandler', 'formatter': 'own'}},\n"
+        "    'root': {'handlers': ['own'], 'level': 'INFO'}})\n",
+        ["own said", "own said too"],
+    ),
+}
+
+
+@pytest.mark.parametrize("where", ["here", "offline", "in a queue"])
+@pytest.mark.parametrize("case", LOGGING)
+def test_records_are_shown_once_and_a_scripts_own_logging_holds(
+    case: str, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a child of this process: it is quick, and logging is one for a process."""
+    before, after, wanted = LOGGING[case]
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        os.dup2(write, 2)
+        sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, closefd=False)  # type: ignore[misc]  # noqa: SIM115
+        root = logging.getLogger()
+        root.handlers.clear()  # pytest's
+        root.setLevel(logging.WARNING)
+        monkeypatch.setattr(Task, "running_locally", lambda: where != "in a queue")
+        monkeypatch.setattr(Task, "is_offline", lambda: where == "offline")
+        exec(f"import logging\n{before}", {})
+        show_records()
+        exec(f"import logging\n{after}logging.info('said')\nlogging.getLogger('part').info('said too')\n", {})
+        os._exit(0)
+    os.close(write)
+    with open(read) as stream:  # noqa: PTH123
+        lines = stream.read().splitlines()
+    os.waitpid(child, 0)
+    assert [re.sub(r"^\d{4}-\d\d-\d\d [\d:,]+", "{}", line) for line in lines] == wanted
 
 
 # --- datasets --------------------------------------------------------------------------------------------------------

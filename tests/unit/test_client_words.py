@@ -7,9 +7,6 @@ import math
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -89,31 +86,6 @@ def test_lite_takes_the_names_that_the_official_server_takes(lite: Lite) -> None
 # --- a server --------------------------------------------------------------------------------------------------------
 
 
-class Other(BaseHTTPRequestHandler):
-    """What else may answer at an address."""
-
-    answer = (200, b"<html>a web page</html>")
-
-    def do_GET(self) -> None:
-        code, body = self.server.answer  # type: ignore[attr-defined]
-        self.send_response(code)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None:
-        """Say nothing."""
-
-
-@pytest.fixture
-def other() -> Iterator[ThreadingHTTPServer]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Other)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
 def started(folder: Path, conf: str) -> tuple[int, str]:
     (folder / "clearml.conf").write_text(conf)
     (folder / "train.py").write_text(
@@ -138,28 +110,9 @@ def conf_for(address: str, **more: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    ("answer", "told"),
-    [
-        ((200, b"<html>"), "is not the API of a ClearML server: write the address of the API"),
-        ((404, b"{}"), "is not the API of a ClearML server"),
-        ((502, b"bad gateway"), "answers with 502 Bad Gateway: try again later, or ask the site's operator"),
-        ((401, b'{"meta": {"result_code": 401, "result_msg": "no"}, "data": {}}'), "refused the keys of this machine"),
-    ],
-)
-def test_what_answers_is_told(other: ThreadingHTTPServer, tmp_path: Path, answer: Any, told: str) -> None:
-    other.answer = answer  # type: ignore[attr-defined]
-    code, err = started(tmp_path, conf_for(f"http://127.0.0.1:{other.server_port}"))
-    assert code == 1
-    assert told in err.splitlines()[-1]
-    assert "clearml_client._errors.ClearmlClientError" in err.splitlines()[-1]
-
-
-@pytest.mark.parametrize(
     ("conf", "told"),
     [
         (conf_for("http://127.0.0.1:1"), "the ClearML server at http://127.0.0.1:1 (api_server in "),
-        (conf_for("http://no-such-host.invalid:8008"), "does not answer: check the address and your network"),
-        (conf_for("127.0.0.1:8008"), "is not an address: write one such as https://"),
         ("api { broken {{{", "clearml.conf cannot be read: mend it"),
         ("{}", "ClearML is not configured on this machine"),
     ],
@@ -167,7 +120,9 @@ def test_what_answers_is_told(other: ThreadingHTTPServer, tmp_path: Path, answer
 def test_what_does_not_answer_is_told(tmp_path: Path, conf: str, told: str) -> None:
     code, err = started(tmp_path, conf)
     assert code == 1
-    assert told in err.splitlines()[-1]
+    (line,) = err.splitlines()
+    assert line.startswith(f"{tmp_path}/train.py:2: clearml_client: ")
+    assert told in line
 
 
 # --- names of files --------------------------------------------------------------------------------------------------

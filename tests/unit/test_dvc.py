@@ -291,6 +291,47 @@ def test_the_repository_is_found_from_below_and_by_the_script(site: Site, monkey
     assert run(elsewhere, site.variables, sys.executable, str(script)).strip() == str(site.clone)
 
 
+def test_the_file_of_a_dataset_stands_for_it(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the talk: its script pulls MNIST's .dvc file and reads in the folder that this is in."""
+    other = site.home / "by another name"
+    other.symlink_to(site.clone)
+    there = site.clone / "data" / "images"
+    wanted = version_two()
+    for api in (DvcApi(), DvcApi(path=site.home / "mine"), DvcApi(str(site.origin), "v1.0")):
+        found = api.dvc_pull("data/images.dvc")
+        assert found == api.dvc_path / "data/images"
+        assert len(content_of(found)) == 20
+        assert api.dvc_verify("data/images.dvc") == []
+    api = DvcApi()
+    for path in (
+        *(
+            "./data/images.dvc",
+            "data/images.dvc/",
+            "data//images.dvc",
+            "data/../data/images.dvc",
+            Path("data/images.dvc"),
+        ),
+        *(
+            there,
+            f"{there}/",
+            f"{there}.dvc",
+            other / "data" / "images.dvc",
+            other / "data/images",
+            "data/images/",
+            "./data/images",
+        ),
+    ):
+        assert api.dvc_pull(path) == there, path
+    assert content_of(there) == wanted
+    assert (api.dvc_pull(api.dvc_path / "data/images.dvc").parent / "images").is_dir()
+    monkeypatch.chdir(site.home)
+    assert DvcApi(site.clone).dvc_pull("data/labels.csv.dvc").read_bytes() == LABELS
+    with pytest.raises(
+        ClearmlClientError, match=r"data/image\.dvc is not tracked by DVC in .*; did you mean data/images"
+    ):
+        api.dvc_pull("data/image.dvc")
+
+
 def test_a_repository_below_the_git_root_is_found(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     top = site.home / "top"
     (top / "store" / ".dvc").mkdir(parents=True)
@@ -713,6 +754,9 @@ def test_outputs_of_a_pipeline(site: Site) -> None:
         f"    - path: prepared.csv\n      hash: md5\n      md5: {md5(LABELS)}\n      size: {len(LABELS)}\n"
     )
     assert DvcApi().dvc_pull("prepared.csv").read_bytes() == LABELS
+    for file in ("pipe/dvc.yaml", "pipe/dvc.lock"):
+        # One output: the path of it. Of several it is the folder of the file.
+        assert DvcApi().dvc_pull(file) == site.clone / "prepared.csv"
 
 
 def test_a_file_of_another_name_than_its_output(site: Site) -> None:

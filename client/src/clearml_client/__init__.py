@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from clearml import Logger, Task
 
-from . import _command_line
+from . import _command_line, _errors
 from ._errors import ClearmlClientError
 from ._init import init_clearml
 from ._logging import ClearmlHandler
@@ -49,6 +49,8 @@ _LATER = {
     "upload_dataset": ".datasets",
 }
 
+
+_errors.print_as_one_sentence()
 
 # Before anything reads the command line; in a queue this may start the process again.
 if Task.running_locally():

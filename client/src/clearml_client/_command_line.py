@@ -232,7 +232,9 @@ def _leave_words_out_of_the_entry_point(task: Task) -> None:
     """Record ``-m module`` without words: the SDK appends them without quotes, and agents would split them again."""
     script = task.data.script
     parts = str((script.entry_point if script else None) or "").split()
-    if len(parts) > 2 and parts[0] == "-m" and _local.words:
+    # A launcher's own words belong to it, and the SDK does not append the script's then.
+    launched = len(parts) > 1 and parts[1].startswith(("torch.distributed.", "accelerate.commands."))
+    if len(parts) > 2 and parts[0] == "-m" and _local.words and not launched:
         task.set_script(entry_point=" ".join(parts[:2]))
 
 

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Optional, TextIO, cast
 
+import clearml.task
+
 from ._errors import ClearmlClientError
 
 __all__ = ["Rank", "current_rank", "join", "label_output", "leave_watching_to_rank_0", "share"]
@@ -45,6 +47,11 @@ class Rank:
     """Number of processes."""
     one_machine: bool
     """All of them are on this machine."""
+
+    @property
+    def label(self) -> str:
+        """What each line of this process begins with."""
+        return "[rank {}] ".format(self.rank)
 
 
 def current_rank() -> Optional[Rank]:
@@ -95,6 +102,9 @@ def join(rank: Rank, running: Optional[str]) -> str:
         fcntl.flock(_members(), fcntl.LOCK_SH)
     # What the SDK sets for the children of a process with an experiment: "<pid of the main process>:<experiment>".
     os.environ["CLEARML_PROC_MASTER_ID"] = "{}:{}".format(os.getppid(), task_id)
+    # Where TORCHELASTIC_RUN_ID is set the SDK reads the id beside TORCHELASTIC_ERROR_FILE instead, which not every
+    # launcher sets, and rank 0 may be another's; without one it registers a second experiment.
+    clearml.task.get_torch_distributed_anchor_task_id = lambda timeout=None: task_id  # type: ignore[attr-defined]
     return task_id
 
 
@@ -111,7 +121,7 @@ def leave_watching_to_rank_0(task: Any) -> None:
 
 def label_output(rank: Rank) -> None:
     """Begin every line that this process prints with its rank, on the terminal and in the console tab."""
-    label = "[rank {}] ".format(rank.rank)
+    label = rank.label
     sys.stdout = cast(TextIO, _Labelled(sys.stdout, label))
     sys.stderr = cast(TextIO, _Labelled(sys.stderr, label))
 

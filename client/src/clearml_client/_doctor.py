@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List
 
-import requests
-
 from ._config import image_for, load
 from ._errors import ClearmlClientError
 from ._git import git
+from ._git._remote import ASK_SECONDS, recorded_address, shown
+from ._git._run import remote_environment, run
+from ._server import check_server, configured, reached
 
 __all__ = ["Finding", "examine"]
 
@@ -37,7 +38,7 @@ def examine() -> List[Finding]:
     What needs something that is bad is left out: without a configuration there are no keys to try.
     """
     found = [_configuration()]
-    if found[0].state != "bad":
+    if found[0].state == "ok":
         found.append(_keys())
         if found[-1].state != "bad":
             found += [_files(), *_queue_and_image()]
@@ -45,40 +46,32 @@ def examine() -> List[Finding]:
 
 
 def _configuration() -> Finding:
-    from clearml.backend_api import Session
     from clearml.backend_config.defs import get_config_file
 
     if os.environ.get("CLEARML_OFFLINE_MODE", "0") not in ("", "0"):
         return Finding("configuration", "warning", "CLEARML_OFFLINE_MODE is set: nothing reaches the server")
+    try:
+        host = configured()
+    except ClearmlClientError as error:
+        return Finding("configuration", "bad", str(error))
     path = Path(get_config_file()).expanduser()
-    host = Session.get_api_server_host()
-    if not path.exists() and not os.environ.get("CLEARML_API_HOST"):
-        return Finding(
-            "configuration",
-            "bad",
-            "no {}: put the clearml.conf there that the site's operator made for you, or set CLEARML_API_HOST, "
-            "CLEARML_API_ACCESS_KEY and CLEARML_API_SECRET_KEY".format(path),
-        )
-    where = str(path) if path.exists() else "the environment"
+    where = str(path) if path.exists() and not os.environ.get("CLEARML_API_HOST") else "the environment"
     return Finding("configuration", "ok", "{} names {}".format(where, host))
 
 
 def _keys() -> Finding:
     from clearml.backend_api import Session
 
-    host = Session.get_api_server_host()
     started = time.monotonic()
     try:
-        # The SDK tries for minutes; somebody who looks for a mistake wants to know now.
-        requests.get("{}/debug.ping".format(host), timeout=10, verify=_verify()).raise_for_status()
-    except requests.RequestException as error:
-        return Finding("keys", "bad", "{} does not answer: {}".format(host, error))
-    took = (time.monotonic() - started) * 1000
-    try:
+        check_server()
+        took = (time.monotonic() - started) * 1000
         user = _ask("users", "get_current_user")["user"]
-    except Exception as error:  # the SDK raises whatever the layer that failed does
-        return Finding("keys", "bad", "{} refuses the keys of this machine: {}".format(host, error))
-    return Finding("keys", "ok", "you are {} ({:.0f} ms to {})".format(user.get("name"), took, host))
+    except ClearmlClientError as error:
+        return Finding("keys", "bad", str(error))
+    return Finding(
+        "keys", "ok", "you are {} ({:.0f} ms to {})".format(user.get("name"), took, Session.get_api_server_host())
+    )
 
 
 def _files() -> Finding:
@@ -86,9 +79,9 @@ def _files() -> Finding:
 
     host = Session.get_files_server_host()
     try:
-        answer = requests.get(host, timeout=10, verify=_verify())
-    except requests.RequestException as error:
-        return Finding("files", "bad", "{} does not answer, artifacts cannot be kept: {}".format(host, error))
+        answer = reached(host, "the file server at {}".format(host))
+    except ClearmlClientError as error:
+        return Finding("files", "bad", "{}; artifacts cannot be kept".format(error))
     state = "bad" if answer.status_code >= 500 else "ok"
     return Finding("files", state, "{} answers with {}".format(host, answer.status_code))
 
@@ -167,11 +160,33 @@ def _git() -> List[Finding]:
         return [
             Finding("git", "warning", "{} is in no repository: scripts here cannot run in a queue".format(Path.cwd()))
         ]
-    remote = git(Path.cwd(), "remote", "get-url", "origin") or ""
-    if not remote:
-        return [Finding("git", "warning", "the repository has no remote 'origin' that nodes could fetch from")]
-    if git(Path.cwd(), "ls-remote", "--exit-code", "origin", "HEAD") is None:
-        return [Finding("git", "bad", "{} cannot be read: try `git ls-remote origin`".format(remote))]
+    address = recorded_address(Path.cwd())
+    if not address:
+        return [Finding("git", "warning", "the repository has no remote that nodes could fetch from")]
+    remote = shown(address)
+    done = run(
+        *(Path.cwd(), "ls-remote", "--", address),
+        timeout=ASK_SECONDS,
+        more=remote_environment(Path.cwd(), interactive=False),
+    )
+    if done.code:
+        told = "{} cannot be read: {}; try `git ls-remote {}`".format(remote, done.told, remote)
+        return [Finding("git", "bad", told)]
+    refs = [line.split("\t", 1)[-1] for line in os.fsdecode(done.out).splitlines()]
+    branches = [ref[len("refs/heads/") :] for ref in refs if ref.startswith("refs/heads/")]
+    if not branches:
+        return [Finding("git", "warning", "{} has no branch yet: push one before a run in a queue".format(remote))]
+    if "HEAD" not in refs:
+        default = next((name for name in ("main", "master") if name in branches), branches[0])
+        return [
+            Finding(
+                "git",
+                "warning",
+                "{} can be read, and its HEAD names no branch: a run goes by its commit, a clone without one gets no "
+                "files. Set the default branch on the repository's page, or in a bare repository by "
+                "`git symbolic-ref HEAD refs/heads/{}`".format(remote, default),
+            )
+        ]
     head = git(Path.cwd(), "rev-parse", "HEAD") or ""
     if not git(Path.cwd(), "branch", "--remotes", "--contains", head):
         return [Finding("git", "warning", "commit {} is not pushed: push it before a run in a queue".format(head[:12]))]
@@ -182,10 +197,3 @@ def _ask(service: str, action: str, **arguments: Any) -> Dict[str, Any]:
     from ._lookup import call
 
     return call(service, action, **arguments)
-
-
-def _verify() -> "bool | str":
-    from clearml.config import config_obj
-
-    value = config_obj.get("api.verify_certificate", True)
-    return value if isinstance(value, (bool, str)) else True

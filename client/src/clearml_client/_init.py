@@ -8,7 +8,6 @@ import sys
 from typing import List, Optional, Sequence, Union
 
 from clearml import Task
-from clearml.backend_api.session.defs import MissingConfigError
 
 from . import _command_line, _distributed
 from ._config import Settings, image_for, load, script_folder
@@ -25,7 +24,7 @@ from ._given import (
     checked_tags,
 )
 from ._images import check_image
-from ._logging import calm_progress_bars, install_handler
+from ._logging import calm_progress_bars, show_records
 from ._offline import make_models_storable
 from ._recorded import check_recorded
 from ._sdk import correct
@@ -106,7 +105,7 @@ def init_clearml(
     try:
         task = _registered(project_name, name, labels, output_uri, code)
     except Exception as error:  # the SDK raises whatever the layer that failed does
-        raise told(error) from error
+        raise told(error, "did not register the run") from error
     if queue and code is not None and not task.is_offline():
         check_recorded(task, code, queue)
     if task.is_offline():
@@ -124,7 +123,7 @@ def init_clearml(
             _distributed.leave_watching_to_rank_0(task)
     if rank is None or rank.rank == 0:
         _tell_where(task, remote=remote, queue=None if remote else queue)
-    install_handler(task)
+    show_records()
     if not remote and (rank is None or rank.rank == 0):
         _command_line.record(task)
     if queue and not remote and not task.is_offline() and (rank is None or rank.rank == 0):
@@ -168,10 +167,7 @@ def _chosen_queue(given: Optional[str], settings: Settings) -> Optional[str]:
 def _queue_names() -> List[str]:
     from ._lookup import call
 
-    try:
-        return sorted(str(queue["name"]) for queue in call("queues", "get_all", only_fields=["name"])["queues"])
-    except MissingConfigError as error:
-        raise ClearmlClientError("ClearML is not configured on this machine: a queue cannot be asked for") from error
+    return sorted(str(queue["name"]) for queue in call("queues", "get_all", only_fields=["name"])["queues"])
 
 
 def _check_reproducible(queue: Optional[str]) -> Optional[Code]:

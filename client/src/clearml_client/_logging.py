@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Optional
+from functools import wraps
+from typing import Any, Optional
 
 from clearml import Task
 from clearml.backend_interface.logger import PrintPatchLogger
 
 from ._distributed import current_rank
 
-__all__ = ["ClearmlHandler", "calm_progress_bars", "install_handler"]
+__all__ = ["ClearmlHandler", "calm_progress_bars", "show_records"]
 
 BAR_SECONDS = 10
 """A progress bar's line is sent at most this often, in its last state."""
@@ -21,7 +22,8 @@ class ClearmlHandler(logging.Handler):
     """Sends log records to the console tab with their level, the rank and the worker.
 
     The terminal shows them too. A handler that writes to standard error is not needed beside it: the SDK would send
-    its lines a second time, all as errors.
+    its lines a second time, all as errors. In a queue, and offline, records are printed only: the agent, or the SDK,
+    reads what is printed.
     """
 
     def __init__(self, level: int = logging.NOTSET) -> None:
@@ -33,6 +35,14 @@ class ClearmlHandler(logging.Handler):
         try:
             record.where = self.where(record)
             line = self.format(record)
+            if not Task.running_locally() or Task.is_offline():
+                # Through the stream, which labels it with the rank.
+                sys.stderr.write(line + "\n")
+                sys.stderr.flush()
+                return
+            rank = current_rank()
+            if rank is not None:
+                line = rank.label + line.replace("\n", "\n" + rank.label)
             _to_terminal(line + "\n")
             task: Optional[Task] = Task.current_task()
             if task is not None:
@@ -42,25 +52,36 @@ class ClearmlHandler(logging.Handler):
 
     @staticmethod
     def where(record: logging.LogRecord) -> str:
-        """Return the rank and the process that a record came from, as far as there are several of them."""
-        rank = current_rank()
-        parts = [] if rank is None else ["rank: {} ".format(rank.rank)]
-        if record.processName not in (None, "MainProcess"):  # a data loader's worker, say
-            parts.append("worker: {} ".format(_worker_number(record.processName)))
-        return "".join(parts)
+        """Return the process that a record came from, where it is not the main one."""
+        if record.processName in (None, "MainProcess"):
+            return ""
+        return "worker: {} ".format(_worker_number(record.processName))  # a data loader's, say
 
 
-def install_handler(task: Task) -> Optional[ClearmlHandler]:
-    """Give the root logger this handler, if it has none of its own; a script that set up its logging keeps it.
+def show_records() -> None:
+    """Show log records from INFO on by this handler, as long as a script has not set up its logging itself.
 
-    In a queue the agent reads what the container prints, so there the handler prints and does not send.
+    Not a handler of the root logger: it would double what the handlers of other loggers show, and
+    ``logging.basicConfig`` would do nothing any more. It stands where Python has its own for records without any.
     """
     root = logging.getLogger()
-    if root.handlers or not Task.running_locally() or task.is_offline():
-        return None
-    handler = ClearmlHandler()
-    root.addHandler(handler)
-    return handler
+    if root.handlers or isinstance(logging.lastResort, ClearmlHandler):
+        return
+    logging.lastResort = ClearmlHandler()
+    raised = root.level == logging.WARNING  # Python's default
+    if raised:
+        root.setLevel(logging.INFO)
+    original = logging.basicConfig
+
+    @wraps(original)
+    def basic_config(**settings: Any) -> None:
+        if not settings:
+            return  # logging.info() and its like call it so, and it would add a handler
+        if raised and "level" not in settings and root.level == logging.INFO:
+            root.setLevel(logging.WARNING)
+        original(**settings)
+
+    logging.basicConfig = basic_config
 
 
 def calm_progress_bars() -> None:

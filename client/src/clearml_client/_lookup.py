@@ -10,6 +10,7 @@ from clearml import Task
 from clearml.backend_api import Session
 
 from ._errors import ClearmlClientError
+from ._server import opened
 
 __all__ = ["CONFIGURATION", "SECTION", "call", "datasets_of", "experiments_of", "models_of"]
 
@@ -143,9 +144,13 @@ def call(service: str, action: str, **arguments: Any) -> Dict[str, Any]:
     """Ask the server.
 
     Raises:
-        ClearmlClientError: It refused.
+        ClearmlClientError: It refused, or cannot be talked to.
     """
-    answer = Task._get_default_session().send_request(service, action, version=Session.max_api_version, json=arguments)
+    answer = opened(
+        lambda: Task._get_default_session().send_request(
+            service, action, version=Session.max_api_version, json=arguments
+        )
+    )
     if not answer.ok:
         raise ClearmlClientError("{}.{}: the server says {}".format(service, action, answer.text[:300]))
     return dict(answer.json()["data"])

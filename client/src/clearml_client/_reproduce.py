@@ -20,6 +20,7 @@ from ._images import is_image
 from ._packages import look
 from ._remote_code import missing_code
 from ._requirements import read
+from ._server import opened
 from ._status import ENDED, WHOLE
 
 __all__ = ["Again", "Check", "Comparison", "checks", "compare", "get_task", "reproduce", "wait"]
@@ -62,8 +63,9 @@ def get_task(task_id: str) -> Task:
     """Return an experiment.
 
     Raises:
-        ClearmlClientError: There is none with this id.
+        ClearmlClientError: There is none with this id, or the server cannot be talked to.
     """
+    opened(Task._get_default_session)
     try:
         return Task.get_task(task_id=task_id)
     except ValueError as error:

@@ -23,7 +23,7 @@ import contextlib
 import logging
 import os
 from pathlib import Path, PurePosixPath
-from typing import Dict, List, Optional, Union
+from typing import Dict, List, Optional, Tuple, Union
 
 from .._cache import open_tree
 from .._errors import ClearmlClientError
@@ -81,7 +81,7 @@ class DvcApi:
             self._path = Path(path).expanduser().absolute()
         else:
             self._path = self._files.workspace()
-        self._found: Dict[str, List[Output]] = {}
+        self._found: Dict[str, Tuple[str, List[Output]]] = {}
         self._sites: Dict[str, Site] = {}
 
     @property
@@ -99,14 +99,14 @@ class DvcApi:
 
         Args:
             path: below ``dvc_path``, or absolute. A tracked file or folder, something below one, of which only that
-                part is pulled, or a folder that holds several.
+                part is pulled, a folder that holds several, or the file that tells of them: ``data/mnist.dvc`` stands
+                for ``data/mnist``, ``dvc.yaml`` for all outputs of its stages.
 
         Raises:
             ClearmlClientError: if the path is not tracked, cannot be had or does not verify, or if something else is
                 in its place; nothing half is left.
         """
-        name = self._relative(path)
-        found = self._find(name)
+        name, found = self._find(self._relative(path))
         for output in found:
             below = name[len(output.path) + 1 :] if name.startswith(output.path + "/") else ""
             self._pull(output, below)
@@ -122,9 +122,9 @@ class DvcApi:
         Raises:
             ClearmlClientError: if the path is not tracked or was not pulled.
         """
-        name = self._relative(path)
+        name, found = self._find(self._relative(path))
         wrong = []
-        for output in self._find(name):
+        for output in found:
             below = name[len(output.path) + 1 :] if name.startswith(output.path + "/") else ""
             site = self._site(output)
             entries = list_entries(output, below, site)
@@ -140,13 +140,13 @@ class DvcApi:
 
     def _relative(self, path: Union[str, "os.PathLike[str]"]) -> str:
         """Return a path below the root of the repository, "" for the root itself."""
-        given = Path(path).expanduser()
+        given = Path(os.path.normpath(str(Path(path).expanduser())))
         if given.is_absolute():
             for root in (self._path, self._files.folder()):
-                if root is not None:
-                    with contextlib.suppress(ValueError):
-                        given = given.relative_to(root)
-                        break
+                above = None if root is None else _same(given, root)
+                if above is not None:
+                    given = given.relative_to(above)
+                    break
             else:
                 raise ClearmlClientError(
                     f"{path} is not below {self._path}, where this repository's paths are: write dvc.dvc_path / ..., "
@@ -157,17 +157,21 @@ class DvcApi:
             raise ClearmlClientError(f"{path} leads out of {self._path}: write a path below it")
         return "" if name == "." else name
 
-    def _find(self, name: str) -> List[Output]:
-        """Return what is tracked at, above or below a path.
+    def _find(self, name: str) -> Tuple[str, List[Output]]:
+        """Return the path of the data that a path stands for, and what is tracked at, above or below it.
 
         Raises:
             ClearmlClientError: if nothing is; the message has names that are near.
         """
         if name not in self._found:
             found = self._files.find(name)
+            data = name
+            if not found:
+                found = self._files.told_by(name)
+                data = found[0].path if len(found) == 1 else str(PurePosixPath(name).parent)
             if not found:
                 raise self._files.untracked(name)
-            self._found[name] = found
+            self._found[name] = ("" if data == "." else data, found)
         return self._found[name]
 
     def _site(self, output: Output) -> "Site":
@@ -244,3 +248,16 @@ class DvcApi:
             store="dvc",
             revision=self._files.commit or "",
         )
+
+
+def _same(path: Path, root: Path) -> Optional[Path]:
+    """Return the folder above a path, or itself, that is a certain one, by whatever name; None where none is."""
+    # Up from it in writing: what is below may be links into a cache.
+    above = Path(os.path.normpath(str(path)))
+    for folder in (above, *above.parents):
+        if folder == root:
+            return folder
+        with contextlib.suppress(OSError):
+            if folder.samefile(root):
+                return folder
+    return None

@@ -375,6 +375,15 @@ class Source:
         project = self.project_of(f"{name}/." if name else ".")
         return [o for o in below if o.project == project] or below
 
+    def told_by(self, name: str) -> List[Output]:
+        """Return what a file tells to be tracked: ``NAME.dvc``, ``dvc.yaml`` or ``dvc.lock``; nothing of another."""
+        if name.rpartition("/")[2] == "dvc.yaml":
+            name = name[: -len("yaml")] + "lock"
+        if not name.endswith(".dvc") and name.rpartition("/")[2] != "dvc.lock":
+            return []
+        text = self.read(name)
+        return [] if text is None else self._told(name, text)
+
     def outputs(self) -> List[Output]:
         """Return all that is tracked, in all projects."""
         return [output for name, text in self.read_all(self.names()).items() for output in self._told(name, text)]

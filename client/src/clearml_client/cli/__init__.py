@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 app.add_typer(data.app, name="data", help="Versioned datasets.")
 
+_SDK = ("clearml.", "requests.", "urllib3.")
 JSON_OPTION = typer.Option(False, "--json", help="Print one JSON document.")
 
 
@@ -131,11 +132,15 @@ def doctor(as_json: bool = JSON_OPTION) -> None:
 
 
 def main() -> None:
-    """Run the program; an error that was foreseen is one message and exit code 1."""
+    """Run the program; an error is one message and exit code 1."""
     try:
         app()
-    except ClearmlClientError as error:
-        typer.echo("clearml-client: {}".format(error), err=True)
+    except Exception as error:  # the SDK raises whatever the layer that failed does
+        from .._server import told
+
+        if not isinstance(error, ClearmlClientError) and not type(error).__module__.startswith(_SDK):
+            raise  # a mistake of this program
+        typer.echo("clearml-client: {}".format(told(error)), err=True)
         sys.exit(1)
 
 

@@ -17,6 +17,7 @@ from typing import IO, Any, Dict, Iterator, List, Mapping, NamedTuple, Optional,
 from urllib.parse import quote, unquote, urlparse
 
 from .._errors import ClearmlClientError
+from .._server import opened
 from .._status import WHOLE
 from .._storable import storable
 
@@ -101,7 +102,7 @@ def connect() -> Server:
     """Return this process's connection to the site's server.
 
     Raises:
-        ClearmlClientError: ClearML is not configured on this machine, or the server refuses its keys.
+        ClearmlClientError: ClearML is not configured on this machine, or the server is away or refuses its keys.
     """
     return Server()
 
@@ -111,21 +112,8 @@ class Server:
 
     def __init__(self) -> None:
         from clearml.backend_api import Session
-        from clearml.backend_api.session.defs import MissingConfigError
-        from clearml.backend_api.session.session import LoginError
-        from clearml.backend_config.errors import ConfigurationError
 
-        try:
-            self._session = Session()
-        except ConfigurationError as error:
-            raise ClearmlClientError(f"clearml.conf cannot be read: mend it, or copy it again ({error})") from error
-        except MissingConfigError as error:
-            raise ClearmlClientError(
-                "ClearML is not configured on this machine: put the site's clearml.conf in your home directory, "
-                "or set CLEARML_API_HOST, CLEARML_API_ACCESS_KEY and CLEARML_API_SECRET_KEY"
-            ) from error
-        except LoginError as error:
-            raise ClearmlClientError(f"the ClearML server refused the keys of this machine: {error}") from error
+        self._session = opened(Session)
         self.files = Files(self._session)
 
     @property
