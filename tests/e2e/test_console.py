@@ -54,13 +54,11 @@ def test_the_console_begins_with_what_runs_and_goes_on_with_the_script(
     for words in (worker.name, worker.queues[0], "none", TASK_IMAGE, plain, "branch main", "run.py"):
         assert words in before, (words, before)
     assert not [words for words in DUMP if words in before + after]
-    # What the agent itself writes is buffered until its next look at the queues.
-    wait_for("the worker's log has the script's output", lambda: FIRST in worker.logs(2000), 20)
     log = worker.logs(2000)
-    assert [words for words in (*DUMP, commit) if words not in log] == [], "the worker's log has all of it"
+    assert [words for words in (*DUMP, commit) if words not in log] == [], "the worker's log has the rest"
     name = re.search(r"docker logs (\S+),", before)
     assert name, before
-    assert FIRST in run("docker", "logs", name[1], stderr=-2), "the command that the console names"
+    assert DUMP[0] in run("docker", "logs", name[1], stderr=-2), "the command that the console names"
 
 
 def test_a_preparation_that_fails_is_in_the_console_in_full(api: ClearmlApi, worker: Worker, plain: str) -> None:
@@ -91,7 +89,8 @@ def test_the_packages_are_those_of_the_python_that_ran(api: ClearmlApi, ran: str
     image = ("docker", "run", "--rm", "--entrypoint", "/usr/bin/python3", TASK_IMAGE)
     freeze = run(*image, "-m", "pip", "freeze", "--all").splitlines()
     elsewhere = [line.partition(" @ file:")[0] for line in freeze if " @ file:" in line]
-    assert [line for line in lines if not line.startswith("#")] == [line for line in freeze if " @ file:" not in line]
+    listed = [line for line in lines if not line.startswith("#")]
+    assert sorted(listed) == sorted(line for line in freeze if " @ file:" not in line)
     assert [line[2:].partition("==")[0] for line in lines if line.startswith("#")] == elsewhere
     assert recorded["org_pip"] == ASKED
 
@@ -109,28 +108,3 @@ def test_a_clone_runs_and_keeps_what_was_asked_for(api: ClearmlApi, worker: Work
     wait_for_status(api, edited, "completed", 120)
     recorded = requirements(api, edited)
     assert recorded == {"pip": requirements(api, ran)["pip"], "org_pip": text}, "an edited list is asked for"
-
-
-def test_an_agent_that_installs_takes_what_was_asked_for_and_not_an_image_s_list(
-    platform: Platform, api: ClearmlApi, ran: str
-) -> None:
-    settings = {"CLEARML_AGENT_TASK_PYTHON": ""}
-    # As in an image without the agent: no Python of the image is taken as it is.
-    worker = platform.add_worker("installs", "installs", config={"clearml_agent_task_python": "/none"}, **settings)
-    try:
-        clone = str(api.call("tasks.clone", task=ran)["id"])
-        enqueue(api, clone, "installs")
-        wait_for_status(api, clone, "completed", 240)
-        log = worker.logs(2000)
-        assert "Found task requirements section" in log
-        assert "Collecting" not in log.partition("Found task requirements")[2], "what the image has is not installed"
-        first = requirements(api, clone)
-        assert first["org_pip"] == ASKED
-        assert " packages of the environment in " in first["pip"]
-
-        again = str(api.call("tasks.clone", task=clone)["id"])
-        enqueue(api, again, "installs")
-        wait_for_status(api, again, "completed", 240)
-        assert requirements(api, again)["org_pip"] == ASKED
-    finally:
-        worker.remove()
