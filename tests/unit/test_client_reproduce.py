@@ -429,6 +429,10 @@ def test_packages_of_an_image_are_not_looked_for_elsewhere() -> None:
     check = _packages_check(SimpleNamespace(data=data), Check("image", None, ""))
     assert check.found is True
     assert check.told == "1 recorded, all to be had"
+    # The worker's program cannot be imported here.
+    writer = (Path(__file__).resolve().parents[2] / "agents" / "checkout.py").read_text()
+    assert 'f"# {len(lines)} packages {of} {image}, as they were when this ran ({cls.hash(body)})"' in writer
+    assert 'self.record(task.id, "of the image")' in writer
 
 
 # --- images ----------------------------------------------------------------------------------------------------------
