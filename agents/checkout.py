@@ -4,6 +4,13 @@ The worker hands this text to the container's Python (``-c``), so it needs nothi
 is Python 3.8. An experiment runs the recorded commit with the recorded changes, or fails with the reason as its status.
 What clearml-agent does of itself, and what is different here:
 
+console
+    It begins with 200 lines of the agent's configuration. Here what the agent prints is held back until the script
+    starts, and stays in the worker's log; where the preparation fails, the console gets all of it (Quiet, which
+    worker.py has too).
+packages
+    In an image that has the agent nothing is installed, and the experiment keeps the list of the machine that sent it.
+    Here it gets the list of the Python that runs it; what was asked for stays beside it (Packages).
 commit
     One that no branch or tag has any more (force-pushed, say) is fetched by its hash, where the remote gives it out.
 submodules
@@ -21,10 +28,13 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import hashlib
 import os
 import re
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,6 +51,40 @@ NO_SCRIPT = re.compile(r"(?m)^(\x1b\[[0-9;]*m)*diff --git |\A# WARNING! git diff
 HASH = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
 # Characters of a message; its owner reads the rest in the console.
 LONGEST = 1000
+# The last words of clearml-agent before the script has the console. A line may arrive in two parts, each made a line.
+STARTS = re.compile("(?m)^" + r"\n?".join(map(re.escape, "Starting Task Execution:")) + r"\s+")
+# Seconds after which the console hears that a preparation goes on, for the first time; then after twice as long.
+PATIENCE = 10.0
+# The head of a list of packages that was recorded here; it ends with a hash of the list.
+RECORDED = re.compile(r"(?m)^# \d+ packages (of the image|of the environment in) .*\(([0-9a-f]{16})\)$")
+# Prints the packages of the Python that runs it. A package of a folder is a remark: no index has it.
+LIST = r"""
+import json, re, sys
+from importlib.metadata import distributions
+from urllib.parse import urlsplit
+found = {}
+for one in distributions():
+    name = one.metadata["Name"]
+    if not name or re.sub(r"[-_.]+", "-", name).lower() in found:
+        continue  # what comes later on the path is not what is imported
+    line = "%s==%s" % (name, one.version)
+    told = json.loads(one.read_text("direct_url.json") or "{}")
+    url = told.get("url", "")
+    parts = urlsplit(url)
+    if parts.scheme in ("http", "https"):  # no user, no token
+        url = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+    place = str(one.locate_file("")).rstrip("/")
+    if url.startswith("file:") or not (url or place.endswith("-packages") or place.endswith(".zip")):
+        line = "# %s is of %s" % (line, url or place)
+    elif "vcs_info" in told:
+        line = "%s @ %s+%s@%s" % (name, told["vcs_info"]["vcs"], url, told["vcs_info"]["commit_id"])
+        line += "#subdirectory=" + told["subdirectory"] if told.get("subdirectory") else ""
+    elif url:
+        line = "%s @ %s" % (name, url)
+    found[re.sub(r"[-_.]+", "-", name).lower()] = line
+print("# Python %s, %s" % (sys.version.split()[0], sys.executable))
+print("\n".join(found[name] for name in sorted(found)))
+"""
 
 
 class CheckoutError(Exception):
@@ -139,14 +183,177 @@ def pointers(folder: str) -> list[str]:
     return found
 
 
-class Worker(upstream.Worker):  # type: ignore[misc]
+class Quiet(upstream.Worker):  # type: ignore[misc]
+    """clearml-agent's worker, whose own output does not come between an experiment and its console.
+
+    From ``hold`` on until the script starts, lines stay in the worker's log. ``release`` sends them: the preparation
+    has failed.
+    """
+
+    _preparing = ""
+    """The experiment that is being prepared; empty when there is none."""
+    _held = ""
+
+    def hold(self, task: str) -> None:
+        """Hold back what is printed of an experiment until its script starts."""
+        self._preparing, self._held = task, ""
+        self._began, self._patience = time.monotonic(), PATIENCE
+
+    def release(self) -> None:
+        """Send what was held back, if the script has not started."""
+        task, self._preparing = self._preparing, ""
+        if task and self._held:
+            super().send_logs(task, self._held.splitlines(keepends=True))
+
+    def send_logs(self, task_id: str, lines: list[str], level: str = "DEBUG", session: Any = None) -> int:
+        """Send lines to an experiment's console, or hold them back; return how many need not be sent again."""
+        if task_id != self._preparing or level not in ("DEBUG", "INFO"):
+            return int(super().send_logs(task_id, lines, level=level, session=session))
+        self._held += "".join(lines)
+        start = STARTS.search(self._held)
+        if start:
+            self.prepared(self._held[: start.end()], session)
+            super().send_logs(task_id, self._held[start.end() :].splitlines(keepends=True), session=session)
+        elif time.monotonic() - self._began > self._patience:
+            last = [line.strip() for line in self._held.splitlines() if line.strip()][-1:]
+            text = "Preparing for {:.0f} s: {}".format(self._patience, *(last or ["nothing printed yet"]))
+            self.say(task_id, [text[:LONGEST]], session)
+            self._patience *= 2
+        return len(lines)
+
+    def prepared(self, text: str, session: Any = None) -> None:
+        """Leave what was held back in this program's log: the script starts."""
+        task, self._preparing = self._preparing, ""
+        print(text, end="", flush=True)
+        line = "Prepared in {:.0f} s; the agent's own output, {} lines, is in {}".format(
+            time.monotonic() - self._began, text.count("\n"), self.log_of_agent()
+        )
+        self.say(task, [line, ""], session)
+
+    def say(self, task: str, lines: list[str], session: Any = None) -> None:
+        """Write lines to an experiment's console, also while others are held back."""
+        super().send_logs(task, [line + "\n" for line in lines], level="INFO", session=session)
+
+    def log_of_agent(self) -> str:
+        """Return where this program's log is, for a message."""
+        return f"the log of its container (docker logs {socket.gethostname()})"
+
+    def _log_command_output(self, task_id: str, *words: Any, **options: Any) -> Any:
+        status, reason = super()._log_command_output(task_id, *words, **options)
+        if reason is None:  # a service, which reports for itself from here on
+            print(self._held, end="", flush=True)
+            self._preparing = ""
+        elif status != 0:  # the image was pulled, say, and the container comes next
+            self.release()
+        return status, reason
+
+
+class Packages:
+    """The packages of an experiment on the server: what it ran with (pip), and what was asked for (org_pip)."""
+
+    @staticmethod
+    def text(requirements: Any, key: str = "pip") -> str:
+        """Return a list as text."""
+        told = (requirements or {}).get(key) or ""
+        return told if isinstance(told, str) else "\n".join(told)
+
+    @staticmethod
+    def hash(text: str) -> str:
+        """Return what changes with the packages of a list, and not with its remarks."""
+        lines = [line.strip() for line in text.splitlines()]
+        kept = "\n".join(line for line in lines if line and not line.startswith("#"))
+        return hashlib.sha256(kept.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+    @classmethod
+    def kind(cls, text: str) -> str:
+        """Return of what a list was recorded here; empty for one of somebody else, or edited since."""
+        mark = RECORDED.search(text)
+        return mark[1] if mark and mark[2] == cls.hash(text) else ""
+
+    @classmethod
+    def asked(cls, requirements: Any) -> str:
+        """Return what was asked for."""
+        text = cls.text(requirements)
+        return cls.text(requirements, "org_pip") if cls.kind(text) else text
+
+    @classmethod
+    def recorded(cls, requirements: Any, python: str, lines: list[str], of: str) -> Any:
+        """Return the record with a list of what runs."""
+        image = os.environ.get("CLEARML_DOCKER_IMAGE") or "this container"
+        body = "".join(line + "\n" for line in lines)
+        mark = f"# {len(lines)} packages {of} {image}, as they were when this ran ({cls.hash(body)})"
+        return {**(requirements or {}), "pip": f"{python}\n{mark}\n{body}", "org_pip": cls.asked(requirements)}
+
+
+class Worker(Quiet):
     """clearml-agent's worker, as it is in an experiment's container."""
+
+    _requirements: Any = None
+    """What the experiment had recorded when it was taken."""
+    _listed = False
 
     def run_one_task(self, queue: str, task_id: str, worker_args: Any = None, **options: Any) -> Any:
         """Run an experiment as a service: in a process of its own, which is this program again."""
         words = Path("/proc/self/cmdline").read_bytes().split(b"\0")
         worker_args.program_invocation = [os.fsdecode(word) for word in words[: words.index(b"-c") + 2]]
-        return super().run_one_task(queue, task_id, worker_args=worker_args, **options)
+        self.hold(task_id)
+        try:
+            return super().run_one_task(queue, task_id, worker_args=worker_args, **options)
+        finally:
+            self.release()
+
+    def get_execution_info(self, task: Any) -> Any:
+        """Read what an experiment runs, and what it needs: never all of another image."""
+        found = super().get_execution_info(task)
+        self._requirements = task.script.requirements
+        if self.installs() and Packages.kind(Packages.text(self._requirements)) == "of the image":
+            self._requirements = {**self._requirements, "pip": Packages.asked(self._requirements)}
+            task.script.requirements = dict(self._requirements)
+            # The agent reads it once more, to keep it beside what it has installed.
+            self.set_requirements(task.id, self._requirements)
+        return found
+
+    @staticmethod
+    def installs() -> bool:
+        """Return whether the agent makes an environment for the experiment; else the image has all it needs."""
+        return not upstream.ENV_AGENT_SKIP_PYTHON_ENV_INSTALL.get()
+
+    def freeze_task_environment(self, task_id: Any = None, *words: Any, **options: Any) -> Any:
+        """List what was installed, and record it."""
+        freeze = super().freeze_task_environment(task_id, *words, **options)
+        if task_id and options.get("update_requirements") and set(freeze or {}) == {"pip"}:
+            self.record(task_id, "of the environment in", list(freeze["pip"]))
+        return freeze
+
+    def _get_job_os_envs(self, task: Any, *words: Any) -> Any:
+        """Return the variables of the script's process, which is about to start: what it runs with is settled."""
+        if not (self._listed or self.installs() or self._get_node_rank()):
+            self.record(task.id, "of the image")
+        return super()._get_job_os_envs(task, *words)
+
+    def record(self, task: str, of: str, lines: list[str] | None = None) -> None:
+        """Record the packages of the Python that runs the script; a run does not fail because they cannot be listed."""
+        self._listed = True
+        try:
+            command = [str(self.package_api.bin), "-c", LIST]
+            done = subprocess.run(command, capture_output=True, check=True, timeout=120)
+            text = done.stdout.decode()
+            python, *found = text[text.index("# Python ") :].splitlines()
+            self.set_requirements(task, Packages.recorded(self._requirements, python, lines or found, of))
+        except Exception as error:
+            told = getattr(error, "stderr", None) or error
+            print(f"The packages that this runs with are not recorded: {why(Exception(told))}")
+
+    def set_requirements(self, task: str, requirements: Any) -> None:
+        """Write the packages of an experiment.
+
+        Raises:
+            OSError: the server did not take them.
+        """
+        arguments = {"task": task, "requirements": requirements}
+        result = self._session.send_request("tasks", "set_requirements", json=arguments, method="post")
+        if not result.ok:
+            raise OSError(f"the server answered {result.status_code} to tasks.set_requirements")
 
     def get_repo_info(self, execution: Any, task: Any, venv_folder: str) -> Any:
         """Have an experiment's code, or let the experiment fail with the reason."""

@@ -26,6 +26,9 @@ refusal
 checkout
     In an experiment's container, too, runs more than clearml-agent: recorded code that is not to be had, changes that
     do not apply say, is a failure with the reason, and never a run of something else (checkout.py).
+console
+    An experiment's console begins with what runs where, and goes on with the script. What the agent prints before is
+    in this program's log, and in the console only where the preparation failed.
 image
     Which image an experiment really ran in, by its id and digest, is noted in its runtime properties; one that asks
     for an image by these (`clearml-client reproduce` does) is refused where the name means another image by now.
@@ -52,13 +55,14 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -66,6 +70,7 @@ from typing import Any, TypeVar
 
 import policy
 import settle
+from checkout import Quiet
 from clearml_agent.commands import worker as upstream
 from clearml_agent.errors import Sigterm
 from clearml_agent.helper.process import Argv, ExitStatus
@@ -87,6 +92,8 @@ TASK_ARGUMENTS = shlex.split(os.environ.get("TRAINYARD_TASK_ARGUMENTS", ""))
 CONTAINER_NAME = re.compile(r"clearml-id-([0-9a-f]{32})-")
 # A variable whose value nobody should read in a console: the site may give its experiments a token, say.
 SECRET = re.compile(r"(?is)^((?:-e=?|--env=)?[a-z0-9_]*(?:key|token|pass|secret|credential)[a-z0-9_]*=).+")
+# The user, and the password, of an address.
+LOGIN = re.compile("//[^/]*@")
 # What clearml-agent runs last in an experiment's container, and what runs in its place: checkout.py, as it is here.
 START = "$LOCAL_PYTHON -u -m clearml_agent "
 CHECKOUT = base64.b64encode((Path(__file__).parent / "checkout.py").read_bytes()).decode()
@@ -272,9 +279,10 @@ def next_task(session: object, queue: str, get_task_info: bool = False) -> dict[
     return answer
 
 
-def record(task: str, queue: str) -> None:
-    """Note what was pulled, before anything else can go wrong."""
-    text = json.dumps({"task": task, "queue": queue, "pulled": datetime.now(UTC).isoformat(timespec="seconds")})
+def record(task: str, queue: str, *, preparing: bool = True) -> None:
+    """Note what was pulled, before anything else can go wrong; and whether its console waits for its script."""
+    values = {"task": task, "queue": queue, "pulled": datetime.now(UTC).isoformat(timespec="seconds")}
+    text = json.dumps(values | ({"preparing": "yes"} if preparing else {}))
     handle, name = tempfile.mkstemp(dir=STATE, prefix=".task.")
     with os.fdopen(handle, "w") as file:
         file.write(text)
@@ -382,8 +390,16 @@ def remove_containers(worker: upstream.Worker, task: str) -> None:
             docker("rm", "--force", "--volumes", container)
 
 
+def is_preparing(task: str) -> bool:
+    """Return whether the console of an experiment still waits for its script."""
+    left = recorded()
+    return left.get("task") == task and "preparing" in left
+
+
 def since(worker: upstream.Worker, task: str) -> str:
     """Return when the console was told last, in seconds; what came a little earlier is told twice rather than never."""
+    if is_preparing(task):
+        return "0"
     events = call(worker, "events", "get_task_log", task=task, batch_size=1, navigate_earlier=True)["events"]
     return f"{events[0]['timestamp'] / 1000 - worker._polling_interval:.3f}" if events else "0"
 
@@ -450,6 +466,8 @@ def adopt(worker: upstream.Worker, queues: list[str], container: str, task: str,
     worker.send_logs(
         task, [f"Worker {worker.worker_id} was restarted and goes on with this experiment\n"], level="INFO"
     )
+    if is_preparing(task):
+        worker.hold(task)
     # The exit status comes from a second client, because the one that shows the console knows none.
     script = (
         'exec 3< <(docker wait "$1"); docker logs --follow --since "$2" "$1"; read -r status <&3; exit "${status:-255}"'
@@ -471,6 +489,7 @@ def adopt(worker: upstream.Worker, queues: list[str], container: str, task: str,
         )
     except KeyboardInterrupt:
         worker.handle_user_abort(task, session=worker._session)
+    worker.release()
     worker.handle_task_termination(task, status, reason, session=worker._session)
     worker.report_monitor(ResourceMonitor.StatusReport(queues=queues))
 
@@ -503,7 +522,10 @@ def finish(worker: upstream.Worker, container: str, task: str, status: int) -> N
         timeout=120,
         check=True,
     )
+    if is_preparing(task):
+        worker.hold(task)
     worker.send_logs(task, done.stdout.splitlines(keepends=True))
+    worker.release()
     worker.handle_task_termination(task, status, upstream.TaskStopReason.no_stop, session=worker._session)
 
 
@@ -523,7 +545,7 @@ def lose(worker: upstream.Worker, task: str, why: str) -> None:
 # ---------------------------------------------------------------- clearml-agent's own, with the above
 
 
-class Worker(upstream.Worker):  # type: ignore[misc]
+class Worker(Quiet):
     """clearml-agent's worker, with drain, adoption and settling."""
 
     @staticmethod
@@ -549,6 +571,7 @@ class Worker(upstream.Worker):  # type: ignore[misc]
         self._extra_docker_arguments = [*own, *TASK_ARGUMENTS]
         self._own_command: list[str] = []
         self._image = ""
+        self._queue = ""
 
     def run_tasks_loop(self, queues: list[str], *words: Any, **options: Any) -> None:
         """Settle what is left, then pull and run."""
@@ -593,11 +616,53 @@ class Worker(upstream.Worker):  # type: ignore[misc]
 
     def run_allowed(self, queue: str, task_id: str, *words: Any, **options: Any) -> int | None:
         """Run an experiment, or let it fail where the site does not allow its container."""
+        self._queue = queue
+        self.hold(task_id)
         try:
             return super().run_one_task(queue, task_id, *words, **options)  # type: ignore[no-any-return]
         except RefusedError as refused:
+            self.release()
             self.fail(task_id, "container refused", str(refused))
             return None
+        finally:
+            self.release()
+
+    def introduce(self, task: str) -> None:
+        """Begin an experiment's console with what runs where."""
+        known = call(self, "tasks", "get_by_id", task=task)["task"]
+        script = known.get("script") or {}
+        queues = call(self, "queues", "get_all", id=[self._queue], search_hidden=True)["queues"] if self._queue else []
+        code = "the script in the experiment"
+        if script.get("repository"):
+            commit = script.get("version_num") or script.get("tag") or f"branch {script.get('branch') or 'by default'}"
+            changes = ", with uncommitted changes" if (script.get("diff") or "").strip() else ""
+            code = f"{LOGIN.sub('//', script['repository'])} at {commit}{changes}"
+        folder = script.get("working_dir") or "."
+        gpus = os.environ.get("NVIDIA_VISIBLE_DEVICES") or "all"
+        lines = [
+            f"Worker {self.worker_id} runs experiment {task}",
+            f"  queue   {queues[0]['name'] if queues else self._queue or 'none'}",
+            f"  GPUs    {gpus}",
+            f"  image   {self._image}",
+            f"  code    {code}",
+            f"  script  {script.get('entry_point') or '-'}{'' if folder == '.' else f' in {folder}'}",
+        ]
+        self.say(task, lines)
+
+    def prepared(self, text: str, session: Any = None) -> None:
+        """Let the script have the console, also if this process ends before it does."""
+        left = recorded()
+        if left.get("task") == self._preparing:
+            with suppress(OSError):  # a full disk, which must not end the experiment
+                record(left["task"], left.get("queue", ""), preparing=False)
+        super().prepared(text, session)
+
+    def log_of_agent(self) -> str:
+        """Return where this program's log is, for a message."""
+        name = socket.gethostname()
+        with suppress(OSError, subprocess.SubprocessError):
+            name = docker("inspect", "--format", "{{.Name}}", name).strip().lstrip("/")
+        return f"the log of worker {self.worker_id} (docker logs {name}, on its node)"
 
     def get_docker_config_cmd(self, docker_args: list[str] | None, *words: Any, **options: Any) -> Any:
         """Take the image for experiments that name none, which must be one reference.
@@ -642,8 +707,12 @@ class Worker(upstream.Worker):  # type: ignore[misc]
         command = [str(word) for word in cmd]
         problem = self.refusal(command) if command[:2] == ["docker", "run"] else None
         if problem:
+            self.release()
             self.send_logs(task_id, [problem + "\n"], level="ERROR")
             return ExitStatus.failure, upstream.TaskStopReason.no_stop
+        if command[:2] == ["docker", "run"]:
+            with suppress(OSError):
+                self.introduce(task_id)
         return super()._log_command_output(task_id, cmd, *words, **options)
 
     def refusal(self, command: list[str]) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,6 +26,13 @@ class Script:
 
 class Agent:
     """What checkout.py takes from clearml-agent's worker."""
+
+    def __init__(self) -> None:
+        self.console = ""
+
+    def send_logs(self, task: str, lines: list[str], level: str = "DEBUG", session: object = None) -> int:
+        self.console += "".join(lines)
+        return len(lines)
 
 
 class Repository:
@@ -149,3 +157,81 @@ def test_a_commit_without_a_branch_is_fetched_by_its_hash(checkout: Any, folder:
 )
 def test_a_complaint_is_one_line(checkout: Any, error: Exception, told: str) -> None:
     assert checkout.why(error) == told
+
+
+@pytest.mark.parametrize("mark", ["Starting Task Execution:\n\n", "Starting Task\n Execution:\n\n"])
+def test_what_the_agent_prints_is_held_back_until_the_script_starts(
+    checkout: Any, capsys: pytest.CaptureFixture[str], mark: str
+) -> None:
+    worker = checkout.Worker()
+    worker.hold("a")
+    for line in ["agent.debug = false\n", *mark.splitlines(keepends=True), "first\n"]:
+        assert worker.send_logs("a", [line]) == 1
+    first, _, rest = worker.console.partition("\n")
+    assert first.startswith("Prepared in 0 s; the agent's own output, ")
+    assert rest.split() == ["first"]
+    assert "agent.debug = false" in capsys.readouterr().out
+    worker.release()
+    assert worker.console.endswith("\nfirst\n"), "nothing comes twice"
+
+
+def test_what_was_held_back_is_in_the_console_when_the_preparation_fails(checkout: Any) -> None:
+    worker = checkout.Worker()
+    worker.hold("a")
+    worker.send_logs("a", ["agent.debug = false\n", "no such commit\n"])
+    worker.send_logs("a", ["stopped by its owner\n"], level="ERROR")
+    assert worker.console == "stopped by its owner\n"
+    worker.release()
+    assert worker.console.endswith("agent.debug = false\nno such commit\n")
+
+
+def test_a_long_preparation_is_told_less_and_less_often(checkout: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(200))
+    monkeypatch.setattr(checkout, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    worker = checkout.Worker()
+    worker.hold("a")
+    worker.send_logs("a", ["Pulling from train\n"])
+    for _ in range(100):
+        worker.send_logs("a", [])
+    assert worker.console == "".join(f"Preparing for {seconds} s: Pulling from train\n" for seconds in (10, 20, 40, 80))
+
+
+def test_packages_that_ran_stand_beside_those_that_were_asked_for(checkout: Any) -> None:
+    packages = checkout.Packages
+    first = packages.recorded(
+        {"pip": "numpy\n"}, "# Python 3.11.2, /x", ["numpy==1", "# own==1 is of file:///x"], "of the image"
+    )
+    assert first["org_pip"] == "numpy\n"
+    assert packages.kind(first["pip"]) == "of the image"
+    assert packages.asked(first) == "numpy\n"
+    again = packages.recorded(first, "# Python 3.11.2, /x", ["numpy==2"], "of the image")
+    assert again["org_pip"] == "numpy\n"
+    edited = {**first, "pip": first["pip"].replace("==1", ">=1")}
+    assert packages.kind(edited["pip"]) == ""
+    assert packages.asked(edited) == edited["pip"], "an edited list is asked for"
+
+
+def test_folders_and_commits_are_listed_without_logins(checkout: Any, tmp_path: Path) -> None:
+    site = tmp_path / "site-packages"
+    places = {
+        "own": {"url": "file:///x/own", "dir_info": {}},
+        "code": {"url": "https://me:token@host/code.git", "vcs_info": {"vcs": "git", "commit_id": "a" * 40}},
+        "wheel": {"url": "https://host/wheel.whl?token=secret", "archive_info": {}},
+        "plain": None,
+    }
+    for name, place in places.items():
+        folder = site / f"{name}-1.0.dist-info"
+        folder.mkdir(parents=True)
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        if place:
+            (folder / "direct_url.json").write_text(json.dumps(place))
+    command = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.append({str(site)!r})\n{checkout.LIST}"]
+    head, *lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert head.startswith(f"# Python {sys.version.split()[0]}, ")
+    assert lines == [
+        f"code @ git+https://host/code.git@{'a' * 40}",
+        "# own==1.0 is of file:///x/own",
+        "plain==1.0",
+        "wheel @ https://host/wheel.whl",
+    ]
+    ast.parse(checkout.LIST, feature_version=(3, 8))

@@ -421,6 +421,21 @@ def test_what_reproduce_says_of_packages(text: str, found: bool | None, told: st
     assert told in check.told
 
 
+@pytest.mark.usefixtures("indexes")
+def test_packages_of_an_image_are_not_looked_for_elsewhere() -> None:
+    mark = "# 1 packages of the image a/b:1, as they were when this ran (0123456789abcdef)"
+    text = f"# Python 3.11.2, /usr/bin/python3\n{mark}\nnone==1\n"
+    script = SimpleNamespace(requirements={"pip": text, "org_pip": "numpy==1.26.4"}, binary="python3")
+    data = SimpleNamespace(script=script, container={"image": "a/b:1"})
+    check = _packages_check(SimpleNamespace(data=data), Check("image", None, ""))
+    assert check.found is True
+    assert check.told == "1 recorded, all to be had"
+    # The worker's program cannot be imported here.
+    writer = (Path(__file__).resolve().parents[2] / "agents" / "checkout.py").read_text()
+    assert 'f"# {len(lines)} packages {of} {image}, as they were when this ran ({cls.hash(body)})"' in writer
+    assert 'self.record(task.id, "of the image")' in writer
+
+
 # --- images ----------------------------------------------------------------------------------------------------------
 
 

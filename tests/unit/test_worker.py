@@ -56,8 +56,9 @@ class Agent:
         status, body = self.node.request(f"{service}.{action}", options.get("json") or {})
         return SimpleNamespace(ok=status == 200, status_code=status, text=str(body), json=lambda: {"data": body})
 
-    def send_logs(self, _task: str, lines: list[str], **_options: Any) -> None:
+    def send_logs(self, _task: str, lines: list[str], **_options: Any) -> int:
         self.console += lines
+        return len(lines)
 
     def tell(self, endpoint: str, task: str) -> None:
         service, action = endpoint.split(".")
@@ -194,12 +195,14 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
     upstream = ModuleType("clearml_agent.commands.worker")
     upstream.__dict__.update(Worker=Agent, TaskStopReason=StopReason, TaskStopSignal=StopSignal, get_next_task=None)
     upstream.__dict__.update(DockerArgsTemplateResolver=object, DockerArgsSanitizer=object, Events=object)
+    upstream.__dict__.update(LiteralScriptManager=SimpleNamespace(write=None), clone_repository_cached=None)
     names = {
-        "clearml_agent": {},
+        "clearml_agent": {"__main__": None},
         "clearml_agent.commands": {"worker": upstream},
         "clearml_agent.commands.worker": {},
-        "clearml_agent.errors": {"Sigterm": SystemExit},
+        "clearml_agent.errors": {"Sigterm": SystemExit, "CommandFailedError": RuntimeError},
         "clearml_agent.helper": {},
+        "clearml_agent.helper.repo": {"Git": SimpleNamespace(checkout=None)},
         "clearml_agent.helper.process": {"Argv": list, "ExitStatus": SimpleNamespace(interrupted=-2, failure=1)},
         "clearml_agent.helper.resource_monitor": {"ResourceMonitor": object},
     }
@@ -211,9 +214,11 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
         patch.setitem(sys.modules, "clearml_agent.commands.worker", upstream)
         patch.setenv("TRAINYARD_STATE", str(tmp_path_factory.mktemp("state")))
         patch.syspath_prepend(str(AGENTS))
-        patch.delitem(sys.modules, "worker", raising=False)
+        for name in ("worker", "checkout"):
+            patch.delitem(sys.modules, name, raising=False)
         made = importlib.import_module("worker")
-        patch.delitem(sys.modules, "worker")
+        for name in ("worker", "checkout"):
+            patch.delitem(sys.modules, name)
         patch.setattr(made, "RETRY_SECONDS", 0.0)
         yield made
 

@@ -49,8 +49,9 @@ class Upstream:
         self.ran.append(list(command))
         return 0, None
 
-    def send_logs(self, task: str, lines: list[str], level: str = "INFO") -> None:
+    def send_logs(self, task: str, lines: list[str], level: str = "INFO", session: object = None) -> int:
         self.console += lines
+        return len(lines)
 
 
 class Sanitizer:
@@ -67,6 +68,8 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     upstream = ModuleType("clearml_agent.commands.worker")
     for name, value in {
         "Worker": Upstream,
+        "LiteralScriptManager": SimpleNamespace(write=None),
+        "clone_repository_cached": None,
         "DockerArgsTemplateResolver": object,
         "DockerArgsSanitizer": Sanitizer,
         "TaskStopReason": SimpleNamespace(no_stop="no_stop"),
@@ -75,11 +78,12 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     }.items():
         setattr(upstream, name, value)
     names = {
-        "clearml_agent": {},
+        "clearml_agent": {"__main__": None},
         "clearml_agent.commands": {"worker": upstream},
         "clearml_agent.commands.worker": vars(upstream),
-        "clearml_agent.errors": {"Sigterm": KeyboardInterrupt},
+        "clearml_agent.errors": {"Sigterm": KeyboardInterrupt, "CommandFailedError": RuntimeError},
         "clearml_agent.helper": {},
+        "clearml_agent.helper.repo": {"Git": SimpleNamespace(checkout=None)},
         "clearml_agent.helper.process": {"Argv": None, "ExitStatus": SimpleNamespace(failure=1)},
         "clearml_agent.helper.resource_monitor": {"ResourceMonitor": None},
     }
@@ -89,10 +93,12 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             setattr(module, key, value)
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.syspath_prepend(str(ROOT / "agents"))
-    for name in ("worker", "policy", "settle", "watchdog"):
+    for name in ("worker", "checkout", "policy", "settle", "watchdog"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    yield importlib.import_module("worker")
-    for name in ("worker", "policy", "settle", "watchdog"):
+    made = importlib.import_module("worker")
+    monkeypatch.setattr(made.Worker, "introduce", lambda self, task: None)
+    yield made
+    for name in ("worker", "checkout", "policy", "settle", "watchdog"):
         sys.modules.pop(name, None)
 
 
