@@ -16,9 +16,10 @@ from .._refs import DELETED, expand, split_references
 from .._rpc import Call, OpenRequest, Request, endpoint
 from .._settings import COMPANY_ID
 from .._store import Doc, new_id
-from ._events_store import delete_task_events
-from ._task_life import ARCHIVED, get_task
-from .projects import HIDDEN, descendants, find_or_create_project, touch_project
+from ..domain import life
+from ..domain.events.store import delete_task_events
+from ..domain.projects import HIDDEN, descendants, find_or_create_project, touch_project
+from ..domain.tasks import ARCHIVED, get_task
 
 _REFS = {"company": "company", "user": "user", "project": "project", "task": "task", "parent": "model"}
 
@@ -262,8 +263,6 @@ class ReadyRequest(Request):
 
 
 def _set_ready(db: sqlite3.Connection, model: Doc, user: str, *, publish_task: bool, force: bool) -> Doc:
-    from . import _task_life as life
-
     if model.get("ready"):
         raise errors.MODEL_IS_READY(company=COMPANY_ID, model=model["id"])
     answer: Doc = {"updated": 1}

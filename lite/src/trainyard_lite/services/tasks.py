@@ -9,17 +9,16 @@ from typing import Any, Literal
 from pydantic import Field
 
 from .. import _errors as errors
-from .._clock import ago, now, parse_time
+from .._clock import now, parse_time
 from .._collections import PROJECTS, TASKS
 from .._refs import DELETED, check_reference, expand, split_references
-from .._rpc import Call, OpenRequest, Request, State, endpoint
+from .._rpc import Call, OpenRequest, Request, endpoint, parse_request
 from .._store import Doc
-from . import _task_life as life
-from ._task_life import get_task, leave_queue, new_task
-from .projects import HIDDEN, descendants, find_or_create_project, touch_project
-from .queues import remove_task
-
-__all__ = ["erase_tasks", "get_task", "leave_queue", "new_task", "watchdog"]
+from ..domain import life
+from ..domain.projects import HIDDEN, descendants, find_or_create_project, touch_project
+from ..domain.queues import remove_task
+from ..domain.tasks import ARCHIVED, DEVELOPMENT, TYPES, get_task, new_task
+from ..domain.workers import is_served
 
 _REFS = {
     "company": "company",
@@ -77,7 +76,7 @@ class CreateRequest(TaskFields):
 
 
 def _check_type(kind: str | None) -> None:
-    if kind is not None and kind not in life.TYPES:
+    if kind is not None and kind not in TYPES:
         raise errors.VALIDATION_ERROR(f"error for field 'type': value '{kind}' is not a valid choice.")
 
 
@@ -267,8 +266,6 @@ def update_batch(call: Call, request: OpenRequest) -> Doc:
     """Update many tasks: a JSON line for each."""
     if not call.batch:
         raise errors.BATCH_CONTAINS_NO_ITEMS()
-    from .._rpc import parse_request
-
     updated = 0
     with call.db.write() as db:
         for item in call.batch:
@@ -511,11 +508,6 @@ class EnqueueRequest(StatusRequest):
     update_execution_queue: bool = True
 
 
-def _watched(db: sqlite3.Connection, queue: str) -> bool:
-    rows = db.execute("SELECT 1 FROM worker, json_each(worker.queues) WHERE value = ? LIMIT 1", (queue,))
-    return rows.fetchone() is not None
-
-
 @endpoint("tasks.enqueue")
 def enqueue(call: Call, request: EnqueueRequest) -> Doc:
     """Put a task into a queue."""
@@ -534,7 +526,7 @@ def enqueue(call: Call, request: EnqueueRequest) -> Doc:
         )
         answer = {"queued": 1, **result}
         if request.verify_watched_queue:
-            answer["queue_watched"] = _watched(db, task["execution"]["queue"])
+            answer["queue_watched"] = is_served(db, task["execution"]["queue"])
     return answer
 
 
@@ -639,36 +631,6 @@ def delete(call: Call, request: DeleteRequest) -> Doc:
         return {"deleted": True, **_delete(db, get_task(db, request.task), request)}
 
 
-def erase_tasks(db: sqlite3.Connection, ids: Iterable[str]) -> Doc:
-    """Delete tasks whatever their status; answers the addresses of their files."""
-    urls: dict[str, list[str]] = {"model_urls": [], "event_urls": [], "artifact_urls": []}
-    for id_ in ids:
-        task = TASKS.get(db, id_)
-        if task is not None:
-            result = life.delete(db, task, force=True, delete_output_models=True)
-            for kind, found in result["urls"].items():
-                urls[kind] += found
-    return urls
-
-
-def watchdog(state: State) -> int:
-    """Fail tasks that should run but gave no sign of life for the set time; answers how many.
-
-    The official server marks them stopped; a dead training is no wish of its owner, so here it is failed.  Either way
-    it can be enqueued again.
-    """
-    horizon = ago(state.settings.watchdog_threshold_sec)
-    with state.db.write() as db:
-        dead = TASKS.select(db, "status = 'in_progress' AND last_update < ?", (horizon,))
-        for task in dead:
-            text = "Forced stop (non-responsive)"
-            life.change_status(
-                db, task, "failed", "__apiserver__", reason=text, message=text, force=True, completed=now()
-            )
-            db.execute("UPDATE worker SET task = NULL, queue = NULL WHERE task = ?", (task["id"],))
-    return len(dead)
-
-
 # Many at once
 
 
@@ -724,7 +686,7 @@ def enqueue_many(call: Call, request: EnqueueManyRequest) -> Doc:
 
     answer = _many(call, request.ids, one)
     if request.verify_watched_queue:
-        answer["queue_watched"] = bool(target) and _watched(call.db.read(), target[0])
+        answer["queue_watched"] = bool(target) and is_served(call.db.read(), target[0])
     return answer
 
 
@@ -842,14 +804,14 @@ class ArchiveRequest(Request):
 def _archive(db: sqlite3.Connection, task: Doc, user: str, reason: str, message: str) -> Doc:
     if task["status"] == "queued":
         life.dequeue(db, task, user, reason=reason, message=message)
-    task["system_tags"] = sorted({*task["system_tags"], life.ARCHIVED})
+    task["system_tags"] = sorted({*task["system_tags"], ARCHIVED})
     task |= {"status_reason": reason, "status_message": message}
     _save(db, task, user, touch=False)
     return {"archived": True}
 
 
 def _unarchive(db: sqlite3.Connection, task: Doc, user: str, reason: str, message: str) -> Doc:
-    task["system_tags"] = [tag for tag in task["system_tags"] if tag != life.ARCHIVED]
+    task["system_tags"] = [tag for tag in task["system_tags"] if tag != ARCHIVED]
     task |= {"status_reason": reason, "status_message": message}
     _save(db, task, user, touch=False)
     return {"unarchived": True}
@@ -938,7 +900,7 @@ def clone(call: Call, request: CloneRequest) -> Doc:
         models = [m.model_dump(exclude_none=True) for m in request.new_task_input_models or []]
         system_tags = request.new_task_system_tags
         if system_tags is None:
-            system_tags = [t for t in source["system_tags"] if t not in (life.ARCHIVED, life.DEVELOPMENT)]
+            system_tags = [t for t in source["system_tags"] if t not in (ARCHIVED, DEVELOPMENT)]
         comment = request.new_task_comment if request.new_task_comment is not None else source.get("comment")
         parent = request.new_task_parent or source.get("parent")
         if not parent or parent.startswith(DELETED):
