@@ -146,6 +146,7 @@ def _healthcheck(api: int, web: int, files: int) -> int:
 
 
 def _salvage(folder: Path, target: Path) -> int:
+    # Late, as in _serve.
     from ._data import DataError, lock_folder
     from ._salvage import salvage
 

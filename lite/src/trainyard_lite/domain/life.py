@@ -21,6 +21,7 @@ from .tasks import ARCHIVED, DEVELOPMENT, new_task
 __all__ = [
     "STATUSES",
     "change_status",
+    "delete",
     "dequeue",
     "enqueue",
     "erase_tasks",
@@ -31,7 +32,7 @@ __all__ = [
     "watchdog",
 ]
 
-# Each status, in the order of a list for people, and what may follow it without force: the official server's table.
+# Each status, in the order of the page's list, and what may follow it without force: the official server's table.
 _NEXT: dict[str, frozenset[str]] = {
     "created": frozenset({"queued", "in_progress"}),
     "queued": frozenset({"created", "in_progress", "stopped"}),
@@ -47,7 +48,6 @@ _NEXT: dict[str, frozenset[str]] = {
     "unknown": frozenset(),
 }
 STATUSES = tuple(_NEXT)
-
 STOPPING = "stopping"  # status message that tells a worker to stop the task that it runs
 _REPORT_FRESH_SEC = 600  # a worker that reported a task this recently runs it
 

@@ -39,7 +39,8 @@ _MAX_SHOWN = 200  # characters of a name
 _MAX_LONG = 100_000  # characters of a text such as a diff
 _MAX_FORM_BYTES = 262_144
 _MAX_LOGIN_BYTES = 16_384
-_STATUSES = tuple(status for status in STATUSES if status not in ("publishing", "unknown"))  # they do not last
+# Lite sets the other two only where a client asks for it: they are not offered as a filter.
+_STATUSES = tuple(status for status in STATUSES if status not in ("publishing", "unknown"))
 _TABS = {
     "console": "Console",
     "scalars": "Scalars",
