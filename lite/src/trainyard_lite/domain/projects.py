@@ -19,6 +19,7 @@ __all__ = [
     "find_or_create_project",
     "find_project",
     "name_parts",
+    "project_for",
     "touch_project",
 ]
 
@@ -104,6 +105,20 @@ def find_or_create_project(db: sqlite3.Connection, user: str, name: str, descrip
         parent = project
     assert parent is not None
     return str(parent["id"])
+
+
+def project_for(db: sqlite3.Connection, user: str, id_: str | None, name: str | None) -> str:
+    """Return the id of the project that a client names by id or by name; a name that is new becomes a project.
+
+    Raises:
+        ApiError: 400 if it names none, or an id that is unknown.
+    """
+    if id_:
+        check_project(db, id_)
+        return id_
+    if not name:
+        raise errors.MISSING_REQUIRED_FIELDS("project or project_name is required")
+    return find_or_create_project(db, user, name)
 
 
 def descendants(db: sqlite3.Connection, ids: Sequence[str]) -> list[str]:

@@ -6,12 +6,11 @@ from typing import Any
 
 from pydantic import Field
 
-from ... import _errors as errors
-from ..._collections import PROJECTS, TASKS
+from ..._collections import TASKS
 from ..._refs import DELETED
 from ..._rpc import Call, Request, endpoint
 from ..._store import Doc
-from ...domain.projects import find_or_create_project, touch_project
+from ...domain.projects import find_or_create_project, project_for, touch_project
 from ...domain.tasks import ARCHIVED, DEVELOPMENT, get_task, new_task
 from ._fields import CreateRequest, Params, TaskFields, clean_fields, save
 
@@ -100,12 +99,8 @@ class MoveRequest(Request):
 @endpoint("tasks.move", since="2.12")
 def move(call: Call, request: MoveRequest) -> Doc:
     """Move tasks into another project."""
-    if not request.project and not request.project_name:
-        raise errors.MISSING_REQUIRED_FIELDS("project or project_name is required")
     with call.db.write() as db:
-        project = request.project or find_or_create_project(db, call.identity.user, request.project_name or "")
-        if PROJECTS.get(db, project) is None:
-            raise errors.INVALID_PROJECT_ID(id=project)
+        project = project_for(db, call.identity.user, request.project, request.project_name)
         for task in [get_task(db, id_) for id_ in request.ids]:
             touch_project(db, task.get("project"))
             task["project"] = project
