@@ -155,6 +155,7 @@ destroy: tools known-site ## show what goes and what stays, ask, remove containe
 lint: tools-dev ## every linter, on everything
 	@$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/mypy
 	$(BIN)/mypy agents/*.py ansible/tools/*.py tests/e2e/*.py
 	$(BIN)/mypy docker/*.py docker/locks/*.py tests/perception/*.py

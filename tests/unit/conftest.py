@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 from test_lite_auth import write_config
+from trainyard_lite import API_VERSION
 from trainyard_lite._app import create_state
 from trainyard_lite._errors import ApiError
-from trainyard_lite._rpc import API_VERSION, Call, State, invoke, resolve
+from trainyard_lite._rpc import Call, State, invoke, resolve
 from trainyard_lite._settings import load_settings
 
 # make names the deployed site's; the tests have vaults of their own.

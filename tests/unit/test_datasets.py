@@ -11,8 +11,8 @@ from xml.etree import ElementTree
 
 import pytest
 from clearml_client import ClearmlClientError
-from clearml_client.datasets._interface import Version
 from clearml_client.datasets._journal import Journal, StoredPack, find_journal
+from clearml_client.datasets._records import Version
 from clearml_client.datasets.index import (
     Entry,
     Index,

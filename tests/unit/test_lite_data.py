@@ -16,7 +16,7 @@ from conftest import make_lite
 from test_lite_auth import write_config
 from test_lite_durability import Process
 from trainyard_lite import _data
-from trainyard_lite._app import load_services
+from trainyard_lite._app import TABLES
 from trainyard_lite._data import DataError, check_database, lock_folder, migrate, run_script
 from trainyard_lite._db import Database
 from trainyard_lite._errors import ApiError
@@ -29,7 +29,7 @@ def unversioned(path: Path) -> sqlite3.Connection:
     path.parent.mkdir(parents=True, exist_ok=True)
     db = sqlite3.connect(path, isolation_level=None)
     db.execute("PRAGMA journal_mode=WAL")
-    for script in load_services():
+    for script in TABLES:
         db.executescript(script)
     return db
 
@@ -165,14 +165,14 @@ def test_what_is_no_sound_database_is_not_served(tmp_path: Path, what: str, word
         other.execute("CREATE TABLE recipes (name TEXT)")
         other.close()
     with pytest.raises(DataError, match=words):
-        Database(path, make_steps(load_services()))
+        Database(path, make_steps(TABLES))
 
 
 def test_an_empty_file_of_a_first_start_that_was_killed_is_fine(tmp_path: Path) -> None:
     path = tmp_path / "lite.db"
     path.touch()
     check_database(path)
-    Database(path, make_steps(load_services())).close()
+    Database(path, make_steps(TABLES)).close()
 
 
 @pytest.mark.parametrize("what", ["folder", "database"])
@@ -287,7 +287,7 @@ def test_a_step_that_fails_leaves_the_version_before(tmp_path: Path) -> None:
         raise RuntimeError("no")
 
     with pytest.raises(RuntimeError):
-        Database(path, [*make_steps(load_services()), second])
+        Database(path, [*make_steps(TABLES), second])
     assert make_lite(tmp_path)("tasks.get_all")["tasks"]
     (copy,) = path.parent.glob("lite.db.v1-*")
     assert sqlite3.connect(copy).execute("SELECT count(*) FROM task").fetchone() == (2,)
@@ -298,26 +298,26 @@ def test_a_step_that_is_killed_leaves_the_version_before(tmp_path: Path) -> None
     program = f"""
 import os, signal, sys
 from pathlib import Path
-from trainyard_lite._app import load_services
+from trainyard_lite._app import TABLES
 from trainyard_lite._db import Database
 from trainyard_lite._schema import make_steps
 def second(db):
     db.execute("DELETE FROM task")
     db.execute("CREATE TABLE more (a)")
     os.kill(os.getpid(), signal.SIGKILL)
-Database(Path({str(path)!r}), [*make_steps(load_services()), second])
+Database(Path({str(path)!r}), [*make_steps(TABLES), second])
 """
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -signal.SIGKILL
     left = path.with_name("lite.db.v1-20200101T000000.part")
     left.touch()
     assert len(make_lite(tmp_path)("tasks.get_all")["tasks"]) == 2
-    Database(path, [*make_steps(load_services()), lambda db: run_script(db, "CREATE TABLE more (a)")]).close()
+    Database(path, [*make_steps(TABLES), lambda db: run_script(db, "CREATE TABLE more (a)")]).close()
     assert not left.exists()
 
 
 def test_some_copies_are_kept(tmp_path: Path) -> None:
     path = make_database(tmp_path, tasks=0)
-    steps = make_steps(load_services())
+    steps = make_steps(TABLES)
     for number in range(5):
         steps.append(lambda db, number=number: run_script(db, f"CREATE TABLE more{number} (a);"))
         Database(path, steps).close()
@@ -328,7 +328,7 @@ def test_a_copy_needs_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     unversioned(tmp_path / "lite.db").close()
     monkeypatch.setattr(_data.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1 << 20}))
     with pytest.raises(DataError, match=r"must be copied.*1 MB are free"):
-        Database(tmp_path / "lite.db", make_steps(load_services()))
+        Database(tmp_path / "lite.db", make_steps(TABLES))
     db = sqlite3.connect(tmp_path / "lite.db")
     assert db.execute("PRAGMA user_version").fetchone() == (0,)
 
@@ -339,7 +339,7 @@ def test_scripts_run_within_the_transaction(tmp_path: Path) -> None:
     run_script(db, "CREATE TABLE a (b TEXT DEFAULT ';'); -- a remark; with a semicolon\nCREATE TABLE c (d)")
     db.execute("ROLLBACK")
     assert db.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
-    migrate(db, tmp_path / "x.db", make_steps(load_services()))
+    migrate(db, tmp_path / "x.db", make_steps(TABLES))
     assert db.execute("PRAGMA user_version").fetchone() == (1,)
 
 
@@ -363,7 +363,7 @@ def test_on_a_full_disk_writes_fail_and_reads_go_on(tmp_path: Path) -> None:
 
 
 def test_a_commit_that_fails_leaves_no_transaction_open(tmp_path: Path) -> None:
-    database = Database(tmp_path / "x.db", make_steps(load_services()))
+    database = Database(tmp_path / "x.db", make_steps(TABLES))
     database._writer.executescript(
         "CREATE TABLE a (id INTEGER PRIMARY KEY);"
         "CREATE TABLE b (a REFERENCES a DEFERRABLE INITIALLY DEFERRED); PRAGMA foreign_keys = 1;"
@@ -385,13 +385,13 @@ def test_a_commit_that_fails_leaves_no_transaction_open(tmp_path: Path) -> None:
 _HANG = """
 import asyncio, sys, threading, time
 from pathlib import Path
-from trainyard_lite._app import load_services
+from trainyard_lite._app import TABLES
 from trainyard_lite._db import Database
 from trainyard_lite._schema import make_steps
 from trainyard_lite._watchdog import Watchdog
 from starlette.concurrency import run_in_threadpool
 
-db = Database(Path(sys.argv[1]) / "lite.db", make_steps(load_services()))
+db = Database(Path(sys.argv[1]) / "lite.db", make_steps(TABLES))
 hung = threading.Event()
 
 def stuck():

@@ -621,7 +621,7 @@ from pathlib import Path
 from trainyard_lite._app import create_state
 from trainyard_lite._collections import TASKS
 from trainyard_lite._settings import load_settings
-from trainyard_lite.services._events_store import add_events
+from trainyard_lite.domain.events.store import add_events
 
 state = create_state(load_settings(Path(sys.argv[1]), Path(sys.argv[2])))
 with state.db.write() as db:

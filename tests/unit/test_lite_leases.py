@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from trainyard_lite._clock import ago
 from trainyard_lite._errors import ApiError
-from trainyard_lite.services.workers import expire_workers
+from trainyard_lite.domain.workers import expire_workers
 
 HOST = "node-of-several-agents"  # agents send their host's name with get_next_task, not their worker id
 

@@ -12,7 +12,7 @@ import pytest
 from conftest import Lite, make_lite
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trainyard_lite.services.workers import expire_workers
+from trainyard_lite.domain.workers import expire_workers
 
 MOVES = st.tuples(st.sampled_from(["forward", "backward", "to_front", "to_back"]), st.integers(0, 7), st.integers(0, 9))
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 from test_lite_auth import PASSWORD
 from test_lite_data import unversioned
-from trainyard_lite._app import load_services
+from trainyard_lite import services  # noqa: F401 (registers the endpoints)
 from trainyard_lite._bounds import MAX_DOCUMENT, MAX_NAME, check_arguments, dumps, loads, whole_number
 from trainyard_lite._clock import parse_time, read_time
 from trainyard_lite._errors import ApiError
@@ -262,7 +262,6 @@ _OPEN = [
     "max_task_entries", "refresh_scroll", "search_hidden", "metadata.x", "path", "featured", "msg", "metric", "variant",
     "iter", "value", "plot_str", "url", "timestamp", "ts", "level", "key", "values", "x_axis_label",
 ]  # fmt: skip
-load_services()
 _NAMES = sorted(
     n for n in ENDPOINTS if n not in ("auth.logout", "debug.hang") and not n.startswith(("auth.", "login."))
 )

@@ -6,7 +6,7 @@ import ast
 from pathlib import Path
 
 import pytest
-from trainyard_lite.services._task_life import STATUSES
+from trainyard_lite.domain.life import STATUSES
 
 ROOT = Path(__file__).resolve().parents[2]
 GOES_ON = {"created", "queued", "in_progress", "publishing", "unknown"}

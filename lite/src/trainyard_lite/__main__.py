@@ -63,8 +63,8 @@ async def _serve(settings: Settings) -> None:
     from ._http import create_api
     from ._server import GuardedProtocol, end_slow_clients, raise_file_limit
     from ._watchdog import Watchdog
-    from .services.tasks import watchdog
-    from .services.workers import expire_workers
+    from .domain.life import watchdog
+    from .domain.workers import expire_workers
     from .web import create_web
 
     raise_file_limit()
@@ -146,6 +146,7 @@ def _healthcheck(api: int, web: int, files: int) -> int:
 
 
 def _salvage(folder: Path, target: Path) -> int:
+    # Late, as in _serve.
     from ._data import DataError, lock_folder
     from ._salvage import salvage
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
-import pkgutil
 import sqlite3
 import threading
 from collections.abc import Callable
 
-from . import services
+from . import services  # noqa: F401 (registers the endpoints)
 from ._auth import SCHEMA as AUTH_SCHEMA
 from ._auth import Authenticator
 from ._collections import SCHEMA as COLLECTIONS_SCHEMA
@@ -18,30 +16,26 @@ from ._db import Database, explain
 from ._rpc import State
 from ._schema import make_steps
 from ._settings import Settings
+from .domain.events.store import SCHEMA as EVENTS_SCHEMA
+from .domain.queues import SCHEMA as QUEUES_SCHEMA
+from .domain.workers import SCHEMA as WORKERS_SCHEMA
 
-__all__ = ["Background", "create_state", "load_services"]
+__all__ = ["TABLES", "Background", "create_state"]
 
+# The tables of version 1.
+TABLES = (AUTH_SCHEMA, COLLECTIONS_SCHEMA, EVENTS_SCHEMA, QUEUES_SCHEMA, WORKERS_SCHEMA)
 _log = logging.getLogger("trainyard_lite")
 
 
-def load_services() -> list[str]:
-    """Load every service; return the tables of version 1, which each module declares in ``SCHEMA``."""
-    scripts = [AUTH_SCHEMA, COLLECTIONS_SCHEMA]
-    for module in sorted(pkgutil.iter_modules(services.__path__), key=lambda m: m.name):
-        loaded = importlib.import_module(f"{services.__name__}.{module.name}")
-        scripts.append(getattr(loaded, "SCHEMA", ""))
-    return scripts
-
-
 def create_state(settings: Settings) -> State:
-    """Open the database, bring its tables up to date, and load every service.
+    """Open the database, bring its tables up to date, and let people in.
 
     Raises:
         DataError: if the data folder cannot be used.
     """
     try:
         settings.data_dir.mkdir(parents=True, exist_ok=True)
-        db = Database(settings.database, make_steps(load_services()))
+        db = Database(settings.database, make_steps(TABLES))
         settings.files_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{settings.data_dir}: {error.strerror}") from error

@@ -28,11 +28,11 @@ import bcrypt
 import jwt
 from starlette.concurrency import run_in_threadpool
 
+from . import API_VERSION, SERVER_VERSION
 from . import _errors as errors
 from ._clock import now
 from ._db import Database
 from ._errors import ApiError
-from ._rpc import API_VERSION, SERVER_VERSION
 from ._settings import COMPANY_ID, Settings, User
 from ._store import Doc, new_id
 

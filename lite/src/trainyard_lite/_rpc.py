@@ -24,8 +24,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from . import API_VERSION
 from . import _errors as errors
 from ._answers import Answers
+from ._auth import Authenticator, Identity
 from ._body import Bodies
 from ._bounds import MAX_NAME, check_arguments
 from ._db import Database, explain
@@ -35,13 +37,8 @@ from ._patterns import MAX_PATTERN
 from ._settings import Settings
 from ._store import Doc, new_id
 
-if typing.TYPE_CHECKING:
-    from ._auth import Authenticator, Identity
-
 __all__ = [
-    "API_VERSION",
     "ENDPOINTS",
-    "SERVER_VERSION",
     "Call",
     "Endpoint",
     "OpenRequest",
@@ -52,8 +49,6 @@ __all__ = [
     "is_read",
 ]
 
-API_VERSION = "2.34"
-SERVER_VERSION = "2.3.0"  # the official server whose API is followed
 _PATH = re.compile(
     r"/?(?:v(?P<version>[0-9]{1,4}\.?[0-9]{1,4})/)?(?P<name>[a-zA-Z_]\w{1,99}\.[a-zA-Z_]\w{1,99})/?", re.ASCII
 )

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ._app import load_services
+from ._app import TABLES
 from ._data import migrate
 from ._schema import make_steps
 
@@ -35,7 +35,7 @@ def salvage(source: Path, target: Path) -> dict[str, tuple[int, int]]:
     """
     target.touch(exist_ok=False)
     new = sqlite3.connect(target, isolation_level=None)
-    migrate(new, target, make_steps(load_services()))
+    migrate(new, target, make_steps(TABLES))
     old = sqlite3.connect(f"file:{source}?mode=ro", uri=True, isolation_level=None)
     counts: dict[str, tuple[int, int]] = {}
     tables = new.execute(

@@ -8,7 +8,8 @@ folder = open_dataset("kitti@1.4.0")
 
 from __future__ import annotations
 
-from ._interface import Change, Difference, Problem, Row, Store, Tree, Version
+from ._interface import Store
+from ._records import Change, Difference, Problem, Row, Tree, Version
 from .store import ClearmlStore, default_project, open_dataset, upload_dataset
 
 __all__ = [

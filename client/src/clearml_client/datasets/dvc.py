@@ -25,8 +25,9 @@ from .._dvc._repository import Commit, Output, masked, open_source, projects_in,
 from .._dvc._settings import Site
 from .._dvc._trees import find_shared, tree_key
 from .._errors import ClearmlClientError
-from ._interface import Change, Difference, Exposure, Problem, Row, Tree, Version
+from ._interface import Exposure
 from ._place import place
+from ._records import Change, Difference, Problem, Row, Tree, Version
 from .index import Listed, compile_glob, escape, summarize_folders
 from .lineage import Experiment, Lineage, Node, ran_between
 from .packs import Progress

@@ -9,7 +9,7 @@ from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Opt
 from xml.sax.saxutils import escape as xml_escape
 
 from ._claims import CLAIM
-from ._interface import Version
+from ._records import Version
 from ._remote import Json, Server, Task
 
 __all__ = ["Experiment", "Lineage", "Node", "opened_between", "ran_between", "uses"]

@@ -21,8 +21,9 @@ from .._errors import ClearmlClientError
 from . import _claims
 from ._contents import open_index
 from ._download import fill, read_files
-from ._interface import Change, Difference, Exposure, Problem, Row, Tree, Version
+from ._interface import Exposure
 from ._place import place
+from ._records import Change, Difference, Problem, Row, Tree, Version
 from ._remote import Server, Task, connect
 from ._upload import Parent, Plan, upload
 from .index import Entry, Folder, Index, Listed, compile_depth, compile_glob

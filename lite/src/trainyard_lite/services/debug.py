@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .. import __version__
-from .._rpc import API_VERSION, ENDPOINTS, SERVER_VERSION, Call, OpenRequest, Request, endpoint
+from .. import API_VERSION, SERVER_VERSION, __version__
+from .._rpc import ENDPOINTS, Call, OpenRequest, Request, endpoint
 from .._store import Doc
 
 

@@ -15,10 +15,9 @@ from .._collections import MODELS, TASKS
 from .._rpc import Call, OpenRequest, Request, endpoint
 from .._settings import COMPANY_ID
 from .._store import Doc
-from . import _events_read as read
-from . import _events_samples as samples
-from ._events_read import Axis, MetricVariants
-from ._events_store import (
+from ..domain.events import read, samples
+from ..domain.events.read import Axis, MetricVariants
+from ..domain.events.store import (
     IMAGE,
     LOG,
     NO_ITER,
@@ -30,10 +29,7 @@ from ._events_store import (
     delete_task_events,
     drop_empty_series,
     now_ms,
-    task_event_urls,
 )
-
-__all__ = ["delete_task_events", "task_event_urls"]
 
 _MAX_PAGE = 10_000  # events
 _MAX_RAW = 200_000  # scalars in one page of scalar_metrics_iter_raw

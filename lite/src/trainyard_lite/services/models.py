@@ -16,9 +16,10 @@ from .._refs import DELETED, expand, split_references
 from .._rpc import Call, OpenRequest, Request, endpoint
 from .._settings import COMPANY_ID
 from .._store import Doc, new_id
-from ._events_store import delete_task_events
-from ._task_life import ARCHIVED, get_task
-from .projects import HIDDEN, descendants, find_or_create_project, touch_project
+from ..domain import life
+from ..domain.events.store import delete_task_events
+from ..domain.projects import HIDDEN, descendants, project_for, touch_project
+from ..domain.tasks import ARCHIVED, get_task
 
 _REFS = {"company": "company", "user": "user", "project": "project", "task": "task", "parent": "model"}
 
@@ -262,8 +263,6 @@ class ReadyRequest(Request):
 
 
 def _set_ready(db: sqlite3.Connection, model: Doc, user: str, *, publish_task: bool, force: bool) -> Doc:
-    from . import _task_life as life
-
     if model.get("ready"):
         raise errors.MODEL_IS_READY(company=COMPANY_ID, model=model["id"])
     answer: Doc = {"updated": 1}
@@ -405,12 +404,8 @@ class MoveRequest(ManyRequest):
 @endpoint("models.move", since="2.12")
 def move(call: Call, request: MoveRequest) -> Doc:
     """Move models into another project."""
-    if not request.project and not request.project_name:
-        raise errors.MISSING_REQUIRED_FIELDS("project or project_name is required")
     with call.db.write() as db:
-        project = request.project or find_or_create_project(db, call.identity.user, request.project_name or "")
-        if PROJECTS.get(db, project) is None:
-            raise errors.INVALID_PROJECT_ID(id=project)
+        project = project_for(db, call.identity.user, request.project, request.project_name)
         for model in [get_model(db, id_) for id_ in request.ids]:
             touch_project(db, model.get("project"))
             _save(db, model | {"project": project}, call.identity.user)

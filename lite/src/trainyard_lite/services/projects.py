@@ -16,106 +16,23 @@ from .._patterns import check_pattern, matches, time_limit
 from .._refs import expand, split_references
 from .._rpc import Call, OpenRequest, Request, endpoint
 from .._settings import COMPANY_ID
-from .._store import Doc, new_id
+from .._store import Doc
+from ..domain.life import STATUSES, erase_tasks
+from ..domain.projects import (
+    check_project,
+    descendants,
+    find_or_create_project,
+    find_project,
+    name_parts,
+    touch_project,
+)
 
-HIDDEN = "hidden"
-STATUSES = (
-    "created", "queued", "in_progress", "stopped", "published", "publishing", "closed", "failed", "completed",
-    "unknown",
-)  # fmt: skip
-_MAX_DEPTH = 10
 _REFS = {"company": "company", "user": "user", "parent": "project"}
 _STATS_ARGUMENTS = (
     "include_stats", "include_stats_filter", "stats_with_children", "stats_for_state", "include_dataset_stats",
     "check_own_contents", "shallow_search", "children_type", "children_tags", "children_tags_filter", "active_users",
     "filters", "search_hidden", "allow_public", "own_tasks", "parent", "non_public", "include_sub_projects",
 )  # fmt: skip
-
-
-def check_project(db: sqlite3.Connection, id_: str) -> Doc:
-    """Read a project.
-
-    Raises:
-        ApiError: 400 if there is none.
-    """
-    project = PROJECTS.get(db, id_)
-    if project is None:
-        raise errors.INVALID_PROJECT_ID(id=id_)
-    return project
-
-
-def touch_project(db: sqlite3.Connection, id_: str | None) -> None:
-    """Note that something in a project changed."""
-    project = PROJECTS.get(db, id_) if id_ else None
-    if project is not None:
-        project["last_update"] = now()
-        PROJECTS.put(db, project)
-
-
-def _parts(name: str) -> list[str]:
-    # As upstream's sub_projects.py (_validate_project_name): empty parts are left out, blanks around a part too.
-    # A part of blanks only is an empty name there, for which no parent can be found: an error 500.
-    parts = [part.strip() for part in name.split("/") if part]
-    if not any(parts):
-        raise errors.INVALID_PROJECT_NAME(name=name)
-    if any(len(part) < 3 for part in parts):
-        raise errors.VALIDATION_ERROR("Project name cannot be blank or shorter than 3 characters", name=name)
-    if len(parts) > _MAX_DEPTH:
-        raise errors.PROJECT_PATH_EXCEEDS_MAX(max_depth=_MAX_DEPTH)
-    return parts
-
-
-def _by_name(db: sqlite3.Connection, name: str) -> Doc | None:
-    found = PROJECTS.select(db, "name = ?", (name,), "LIMIT 1")
-    return found[0] if found else None
-
-
-def find_or_create_project(db: sqlite3.Connection, user: str, name: str, description: str = "", **fields: Any) -> str:
-    """Find a project by its full name, or create it and the parents that are missing; answers its id."""
-    parts = _parts(name)
-    parent: Doc | None = None
-    for depth in range(1, len(parts) + 1):
-        full = "/".join(parts[:depth])
-        project = _by_name(db, full)
-        if project is None:
-            moment = now()
-            last = depth == len(parts)
-            project = {
-                "id": new_id(),
-                "company": COMPANY_ID,
-                "user": user,
-                "name": full,
-                "basename": parts[depth - 1],
-                "description": description if last else "",
-                "created": moment,
-                "last_update": moment,
-                "tags": [],
-                "system_tags": [],
-                "featured": 9999,
-                "path": [*parent["path"], parent["id"]] if parent else [],
-                **(fields if last else {}),
-            }
-            if parent:
-                project["parent"] = parent["id"]
-                # what is hidden stays hidden below
-                if HIDDEN in parent["system_tags"] and HIDDEN not in project["system_tags"]:
-                    project["system_tags"] = [*project["system_tags"], HIDDEN]
-            PROJECTS.put(db, project)
-        parent = project
-    assert parent is not None
-    return str(parent["id"])
-
-
-def descendants(db: sqlite3.Connection, ids: Sequence[str]) -> list[str]:
-    """List projects and all projects below them."""
-    found: list[str] = []
-    for id_ in ids:
-        rows = db.execute(
-            "SELECT id FROM project WHERE id = ? OR EXISTS (SELECT 1 FROM json_each(doc, '$.path') WHERE value = ?)",
-            (id_, id_),
-        )
-        found += [row[0] for row in rows if row[0] not in found]
-    return found
 
 
 class CreateRequest(Request):
@@ -134,8 +51,8 @@ def create(call: Call, request: CreateRequest) -> Doc:
     if not request.name:
         raise errors.MISSING_REQUIRED_FIELDS(missing=("name",))
     with call.db.write() as db:
-        full = "/".join(_parts(request.name))
-        if _by_name(db, full):
+        full = "/".join(name_parts(request.name))
+        if find_project(db, full):
             raise errors.EXPECTED_UNIQUE_DATA(
                 replacement="Project with the same name already exists", name=full, company=COMPANY_ID
             )
@@ -295,11 +212,11 @@ def update(call: Call, request: UpdateRequest) -> Doc:
         name = fields.pop("name", None)
         project |= fields
         if name is not None:
-            parts = _parts(name)
+            parts = name_parts(name)
             if "/".join(parts[:-1]) != project["name"].rpartition("/")[0]:
                 raise errors.CANNOT_UPDATE_PROJECT_LOCATION(name=name)
             fields |= {"name": "/".join(parts), "basename": parts[-1]}
-            taken = _by_name(db, fields["name"])
+            taken = find_project(db, fields["name"])
             if taken and taken["id"] != project["id"]:
                 raise errors.EXPECTED_UNIQUE_DATA(
                     replacement="Project with the same name already exists", name=name, company=COMPANY_ID
@@ -338,7 +255,7 @@ def move(call: Call, request: MoveRequest) -> Doc:
         if location == project["name"] or location.startswith(project["name"] + "/"):
             raise errors.PROJECT_CANNOT_BE_MOVED_UNDER_ITSELF(project=request.project)
         name = f"{location}/{project['basename']}" if location else project["basename"]
-        if _by_name(db, name):
+        if find_project(db, name):
             raise errors.EXPECTED_UNIQUE_DATA(
                 replacement="Project with the same name already exists", name=name, company=COMPANY_ID
             )
@@ -427,8 +344,6 @@ def delete(call: Call, request: DeleteRequest) -> Doc:
 
     Without ``delete_contents`` its tasks and models stay, without a project.
     """
-    from .tasks import erase_tasks
-
     with call.db.write() as db:
         check_project(db, request.project)
         ids = descendants(db, [request.project])

@@ -15,25 +15,13 @@ from .._bounds import load_texts
 from .._clock import ago, now, read_time
 from .._collections import PROJECTS, QUEUES, TASKS
 from .._patterns import matches, time_limit, wildcard_pattern
-from .._rpc import Call, OpenRequest, Request, State, endpoint
+from .._rpc import Call, OpenRequest, Request, endpoint
 from .._settings import COMPANY_ID
 from .._store import Doc
-from .queues import adopt_lease, return_leases
+from ..domain.leases import adopt_lease, return_leases
+from ..domain.tasks import get_task
+from ..domain.workers import worker_key
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS worker (
-  id TEXT PRIMARY KEY, user TEXT NOT NULL, ip TEXT NOT NULL, queues TEXT NOT NULL, tags TEXT NOT NULL,
-  system_tags TEXT NOT NULL, registered TEXT NOT NULL, timeout INTEGER NOT NULL, last_seen TEXT NOT NULL,
-  last_report TEXT, task TEXT, queue TEXT, stats TEXT
-);
-CREATE INDEX IF NOT EXISTS worker_task ON worker (task);
-CREATE TABLE IF NOT EXISTS worker_stat (
-  worker TEXT NOT NULL, time INTEGER NOT NULL, metric TEXT NOT NULL, value REAL NOT NULL,
-  PRIMARY KEY (worker, metric, time)
-) WITHOUT ROWID;
-"""
-_STATS_KEPT_MS = 7 * 86_400_000  # a week of machine statistics is kept
-_LEASE_GRACE_SEC = 60  # an agent says at once that it started what it took, and reports every half minute
 _STATS_GRAIN_MS = 30_000  # at most one sample of each kind per worker and half minute
 
 
@@ -150,9 +138,7 @@ def status_report(call: Call, request: StatusRequest) -> Doc:
             _save(db, call, RegisterRequest(worker=request.worker, queues=known))
         task: Doc | None = None
         if request.task:
-            task = TASKS.get(db, request.task)
-            if task is None:
-                raise errors.INVALID_TASK_ID(id=request.task, company=COMPANY_ID)
+            task = get_task(db, request.task)
             task |= {
                 "last_worker": request.worker,
                 "last_worker_report": moment,
@@ -192,58 +178,6 @@ def _store_stats(db: sqlite3.Connection, worker: str, timestamp: int, stats: Doc
         if values:
             rows.append((worker, time, metric, sum(values) / len(values)))
     db.executemany("INSERT OR REPLACE INTO worker_stat (worker, time, metric, value) VALUES (?, ?, ?, ?)", rows)
-
-
-def expire_workers(state: State) -> int:
-    """Forget workers that are silent for longer than their timeout; answers how many.
-
-    A task that was taken and never started goes back to its queue when no living worker reports that it has it in hand.
-    """
-    opened = state.db.opened
-    with state.db.write() as db:
-        gone = [
-            row["id"]
-            for row in db.execute("SELECT id, last_seen, timeout FROM worker").fetchall()
-            if max(str(row["last_seen"]), opened) < ago(_timeout(row["timeout"], state))
-        ]
-        for id_ in gone:
-            db.execute("DELETE FROM worker WHERE id = ?", (id_,))
-            return_leases(db, taken_before="", worker=id_)
-        grace = min(_LEASE_GRACE_SEC, state.settings.worker_timeout_sec)
-        return_leases(db, taken_before=ago(grace), opened=opened)
-        horizon = int(datetime.now(UTC).timestamp() * 1000) - _STATS_KEPT_MS
-        db.execute("DELETE FROM worker_stat WHERE time < ?", (horizon,))
-    return len(gone)
-
-
-def _timeout(value: object, state: State) -> int:
-    return value if isinstance(value, int) and 0 < value <= 2**31 else state.settings.worker_timeout_sec
-
-
-def running_worker(db: sqlite3.Connection, task_id: str) -> Doc | None:
-    """Find the worker that reports a task."""
-    row = db.execute("SELECT id, last_seen FROM worker WHERE task = ? LIMIT 1", (task_id,)).fetchone()
-    return dict(row) if row else None
-
-
-def workers_by_queue(db: sqlite3.Connection) -> dict[str, list[Doc]]:
-    """List the workers that serve each queue."""
-    serving: dict[str, list[Doc]] = {}
-    for row in db.execute("SELECT * FROM worker ORDER BY id").fetchall():
-        task = TASKS.get(db, row["task"]) if row["task"] else None
-        worker = {
-            "name": row["id"],
-            "ip": row["ip"],
-            "key": _key(row),
-            "task": {"id": task["id"], "name": task["name"]} if task else None,
-        }
-        for queue in load_texts(row["queues"]):
-            serving.setdefault(queue, []).append(worker)
-    return serving
-
-
-def _key(row: sqlite3.Row) -> str:
-    return f"worker_{COMPANY_ID}_{row['user']}_{row['id']}"
 
 
 class GetAllRequest(Request):
@@ -296,7 +230,7 @@ def _seconds_since(text: str) -> int:
 def _worker(db: sqlite3.Connection, row: sqlite3.Row, users: dict[str, str]) -> Doc:
     worker: Doc = {
         "id": row["id"],
-        "key": _key(row),
+        "key": worker_key(row),
         "company": {"id": COMPANY_ID, "name": "clearml"},
         "user": {"id": row["user"], "name": users.get(row["user"], "")},
         "ip": row["ip"],

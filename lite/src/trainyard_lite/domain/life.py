@@ -1,8 +1,9 @@
-"""A task's document and its life: which status may follow which, and what each step changes."""
+"""The life of a task: which status may follow which, and what each step changes."""
 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,88 +11,45 @@ from .. import _errors as errors
 from .._clock import ago, now, read_time
 from .._collections import MODELS, TASKS
 from .._refs import DELETED
-from .._settings import COMPANY_ID
-from .._store import Doc, new_id
-from ._events_store import delete_task_events, task_event_urls
+from .._rpc import State
+from .._store import Doc
+from .events.store import delete_task_events, task_event_urls
 from .projects import touch_project
 from .queues import find_queue, put_task, remove_task
+from .tasks import ARCHIVED, DEVELOPMENT, new_task
 
-TYPES = (
-    "training", "testing", "inference", "data_processing", "application", "monitor", "controller", "optimizer",
-    "service", "qc", "custom", "report", "dataset_import", "annotation", "annotation_manual",
-)  # fmt: skip
-STATUSES = (
-    "created", "queued", "in_progress", "stopped", "published", "publishing", "closed", "failed", "completed",
-    "unknown",
-)  # fmt: skip
-ARCHIVED = "archived"
-DEVELOPMENT = "development"
-STOPPING = "stopping"  # status message that tells a worker to stop the task that it runs
-_REPORT_FRESH_SEC = 600  # a worker that reported a task this recently runs it
+__all__ = [
+    "STATUSES",
+    "change_status",
+    "delete",
+    "dequeue",
+    "enqueue",
+    "erase_tasks",
+    "leave_queue",
+    "publish",
+    "reset",
+    "stop",
+    "watchdog",
+]
 
-# What may follow, without force: the official server's table.
-NEXT: dict[str, frozenset[str]] = {
+# Each status, in the order of the page's list, and what may follow it without force: the official server's table.
+_NEXT: dict[str, frozenset[str]] = {
     "created": frozenset({"queued", "in_progress"}),
     "queued": frozenset({"created", "in_progress", "stopped"}),
     "in_progress": frozenset({"stopped", "failed", "created", "completed"}),
+    "completed": frozenset({"published", "in_progress", "created"}),
+    "published": frozenset(),
     "stopped": frozenset(
         {"closed", "created", "failed", "queued", "in_progress", "published", "publishing", "completed"}
     ),
-    "closed": frozenset({"created", "failed", "published", "publishing", "stopped"}),
     "failed": frozenset({"created", "stopped", "published", "queued"}),
+    "closed": frozenset({"created", "failed", "published", "publishing", "stopped"}),
     "publishing": frozenset({"published"}),
-    "published": frozenset(),
-    "completed": frozenset({"published", "in_progress", "created"}),
     "unknown": frozenset(),
 }
-
-
-def get_task(db: sqlite3.Connection, id_: str) -> Doc:
-    """Read a task.
-
-    Raises:
-        ApiError: 400 if there is none.
-    """
-    task = TASKS.get(db, id_)
-    if task is None:
-        raise errors.INVALID_TASK_ID(id=id_, company=COMPANY_ID)
-    return task
-
-
-def new_task(user: str, fields: Doc) -> Doc:
-    """Make a task's document; ``fields`` are what the client gave, already checked."""
-    moment = now()
-    task: Doc = {
-        "id": new_id(),
-        "company": COMPANY_ID,
-        "user": user,
-        "status": "created",
-        "created": moment,
-        "last_update": moment,
-        "last_change": moment,
-        "last_changed_by": user,
-        "report_assets": [],
-        "output": {},
-        "tags": [],
-        "system_tags": [],
-        "last_iteration": 0,
-        "last_metrics": {},
-        "unique_metrics": [],
-        "metric_stats": {},
-        "hyperparams": {},
-        "configuration": {},
-        "runtime": {},
-        "container": {},
-        **fields,
-    }
-    task["execution"] = {
-        "test_split": 0, "parameters": {}, "model_desc": {}, "model_labels": {}, "artifacts": [],
-    } | (fields.get("execution") or {})  # fmt: skip
-    task["script"] = {"binary": "python", "repository": "", "entry_point": "", "requirements": {}} | (
-        fields.get("script") or {}
-    )
-    task["models"] = {"input": [], "output": []} | (fields.get("models") or {})
-    return task
+STATUSES = tuple(_NEXT)
+STOPPING = "stopping"  # status message that tells a worker to stop the task that it runs
+_REPORT_FRESH_SEC = 600  # a worker that reported a task this recently runs it
 
 
 def check_transition(task: Doc, status: str, force: bool = False) -> None:
@@ -101,7 +59,7 @@ def check_transition(task: Doc, status: str, force: bool = False) -> None:
         ApiError: 400 ``invalid task status`` with both statuses.
     """
     current = task["status"]
-    if not force and status != current and status not in NEXT.get(current, ()):
+    if not force and status != current and status not in _NEXT.get(current, ()):
         raise errors.INVALID_TASK_STATUS("Invalid status change", current_status=current, new_status=status)
 
 
@@ -335,3 +293,31 @@ def publish(
         published=now(),
         output=task["output"],
     )
+
+
+def erase_tasks(db: sqlite3.Connection, ids: Iterable[str]) -> Doc:
+    """Delete tasks whatever their status; answers the addresses of their files."""
+    urls: dict[str, list[str]] = {"model_urls": [], "event_urls": [], "artifact_urls": []}
+    for id_ in ids:
+        task = TASKS.get(db, id_)
+        if task is not None:
+            result = delete(db, task, force=True, delete_output_models=True)
+            for kind, found in result["urls"].items():
+                urls[kind] += found
+    return urls
+
+
+def watchdog(state: State) -> int:
+    """Fail tasks that should run but gave no sign of life for the set time; answers how many.
+
+    The official server marks them stopped; a dead training is no wish of its owner, so here it is failed.  Either way
+    it can be enqueued again.
+    """
+    horizon = ago(state.settings.watchdog_threshold_sec)
+    with state.db.write() as db:
+        dead = TASKS.select(db, "status = 'in_progress' AND last_update < ?", (horizon,))
+        for task in dead:
+            text = "Forced stop (non-responsive)"
+            change_status(db, task, "failed", "__apiserver__", reason=text, message=text, force=True, completed=now())
+            db.execute("UPDATE worker SET task = NULL, queue = NULL WHERE task = ?", (task["id"],))
+    return len(dead)

@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 import orjson
 
-from .. import _errors as errors
-from .._bounds import load_object
-from .._collections import MODELS, TASKS
-from .._store import Doc
-from ._events_store import (
+from ... import _errors as errors
+from ..._bounds import load_object
+from ..._collections import MODELS, TASKS
+from ..._store import Doc
+from .store import (
     IMAGE,
     KIND_NAMES,
     LOG,

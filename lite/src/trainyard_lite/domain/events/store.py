@@ -23,12 +23,12 @@ from typing import Any
 import orjson
 import re2  # type: ignore[import-untyped]
 
-from .. import _clock
-from .. import _errors as errors
-from .._bounds import load_object
-from .._collections import MODELS, TASKS
-from .._db import Database
-from .._store import Collection, Doc
+from ... import _clock
+from ... import _errors as errors
+from ..._bounds import load_object
+from ..._collections import MODELS, TASKS
+from ..._db import Database
+from ..._store import Collection, Doc
 
 __all__ = [
     "IMAGE",
@@ -37,6 +37,7 @@ __all__ = [
     "NO_ITER",
     "PLOT",
     "SCALAR",
+    "SCHEMA",
     "SINGLE_VALUE_ITER",
     "VECTOR",
     "add_events",

@@ -14,11 +14,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .. import _errors as errors
-from .._bounds import load_object
-from .._store import Doc, new_id
-from ._events_read import MetricVariants, Series, select_series
-from ._events_store import IMAGE, NO_ITER
+from ... import _errors as errors
+from ..._bounds import load_object
+from ..._store import Doc, new_id
+from .read import MetricVariants, Series, select_series
+from .store import IMAGE, NO_ITER
 
 __all__ = ["Walks", "image_sample", "iteration_events", "next_image_sample", "next_plot_sample", "plot_sample"]
 

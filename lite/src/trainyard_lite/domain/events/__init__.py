@@ -1,0 +1,1 @@
+"""Events: scalars, plots, images and log lines, which tasks and models report."""
