@@ -35,6 +35,7 @@ PLACES = [
     ("", r"mkdir |cd |sqlite3 /|cp |rsync -a \S+files|rm |mv |docker run --rm --user", "site"),
     ("", r"docker compose \S* ?-|install |cat |SITE_DIR=\S+ docker buildx", "site"),
     ("", r"docker run --rm --gpus", "needs a GPU"),
+    ("", r"docker exec -it ", "opens a shell; name=clearml-id- is how the worker finds the container itself"),
     ("", r"docker build ", "is an example: tests/perception builds docker/team"),
     ("", r"docker (run|logs|inspect|images|start|restart|compose)\b", "is a mention of the program"),
     ("", r"make (up|lint|unit|idempotence|perception|e2e|molecule|bench|test|test-all)\b", "is run by make test-all"),

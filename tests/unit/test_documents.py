@@ -390,7 +390,11 @@ def desk(tmp_path: Path, server: Server) -> Desk:
     return Desk(tmp_path, server)
 
 
-@pytest.mark.parametrize("snippet", documents.snippets("python"), ids=str)
+# The one with a debugger is run by test_roles, with somebody who listens.
+SCRIPTS = [snippet for snippet in documents.snippets("python") if "import pdb" not in snippet.text]
+
+
+@pytest.mark.parametrize("snippet", SCRIPTS, ids=str)
 def test_a_script_of_a_page_runs_here_and_goes_to_the_queue(snippet: Snippet, desk: Desk) -> None:
     desk.push(snippet.text)
     text = snippet.text if "project=" in snippet.text else ""

@@ -484,6 +484,7 @@ def test_the_playbook_shows_it_and_changes_nothing(site: Site, play: Play) -> No
     assert not re.search(r"(changed|failed)=[1-9]", said)
     expected = {
         "here-1:gpu0": "training", "here-2:gpu1": "stale", "lost-3:gpu2": "free", "told-1": "free", "laptop": "foreign",
+        "here-services": "stale",
     }  # fmt: skip
     assert states(play.status) == expected
     unreachable = {entry["node"]: entry["unreachable"] for entry in play.status["nodes"]}
