@@ -28,7 +28,7 @@ checkout
     do not apply say, is a failure with the reason, and never a run of something else (checkout.py).
 console
     An experiment's console begins with what runs where, and goes on with the script. What the agent prints before is
-    in this program's log, and in the console only where the preparation failed.
+    in this program's log, and in the console only where the preparation failed or has a setup script of the experiment.
 image
     Which image an experiment really ran in, by its id and digest, is noted in its runtime properties; one that asks
     for an image by these (`clearml-client reproduce` does) is refused where the name means another image by now.
@@ -648,13 +648,20 @@ class Worker(Quiet):
             f"  script  {script.get('entry_point') or '-'}{'' if folder == '.' else f' in {folder}'}",
         ]
         self.say(task, lines)
+        if ((known.get("container") or {}).get("setup_shell_script") or "").strip():
+            # What it prints is its author's, and comes before the script: nothing is held back.
+            self._note_start()
+            self.release()
 
-    def prepared(self, text: str, session: Any = None) -> None:
-        """Let the script have the console, also if this process ends before it does."""
+    def _note_start(self) -> None:
         left = recorded()
         if left.get("task") == self._preparing:
             with suppress(OSError):  # a full disk, which must not end the experiment
                 record(left["task"], left.get("queue", ""), preparing=False)
+
+    def prepared(self, text: str, session: Any = None) -> None:
+        """Let the script have the console, also if this process ends before it does."""
+        self._note_start()
         super().prepared(text, session)
 
     def log_of_agent(self) -> str:

@@ -136,7 +136,6 @@ def test_a_pipeline_runs_by_start_alone(platform: Platform, api: ClearmlApi, ser
     assert "THE RESULT IS 41" in console(api, last["id"])
 
 
-@pytest.mark.skip(reason="written, and not yet run to its end: take this line away and run it")
 def test_a_schedule_starts_its_job_and_goes_on(
     platform: Platform, api: ClearmlApi, services: Worker, base: str, tmp_path: Path
 ) -> None:
@@ -150,7 +149,6 @@ def test_a_schedule_starts_its_job_and_goes_on(
     wait_for("its container is gone", lambda: not services.experiments(), 60)
 
 
-@pytest.mark.skip(reason="written, and not yet run to its end: take this line away and run it")
 def test_a_search_runs_its_trials(
     platform: Platform, api: ClearmlApi, services: Worker, worker: Worker, base: str, tmp_path: Path
 ) -> None:
