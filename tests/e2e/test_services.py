@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -68,19 +69,21 @@ search.stop()
 
 
 @pytest.fixture(scope="module")
-def services(platform: Platform, worker: Worker) -> Worker:
+def services(platform: Platform, worker: Worker) -> Iterator[Worker]:
     """The services worker that every site has by default, beside one that trains."""
     defaults = yaml.safe_load((ROOT / "ansible/roles/clearml_agent/defaults/main.yml").read_text())
     settings = {"services": defaults["clearml_agent_services"], "memory": defaults["clearml_agent_services_memory"]}
     node = {"node": "e2e", "gpus": [], "explicit": False, "queue_descriptions": {}, "services": settings}
     made = filters().trainyard_workers(node, [], [], [])["workers"][-1]
-    return platform.add_worker(
+    started = platform.add_worker(
         made["name"],
         *made["queues"],
         CLEARML_AGENT_DEVICES=made["devices"],
         CLEARML_AGENT_SERVICES_LIMIT=str(made["services"]),
         CLEARML_AGENT_TASK_ARGUMENTS=filters().trainyard_task_arguments(made, {"shm_size": "1g"}),
     )
+    yield started
+    started.remove()
 
 
 @pytest.fixture(scope="module")

@@ -212,9 +212,9 @@ def test_an_interrupt_stops_the_experiment_and_the_worker(api: ClearmlApi, worke
 
 
 def test_a_services_worker_runs_some_at_once_and_no_more(platform: Platform, api: ClearmlApi, digits: str) -> None:
-    queue = "services"
+    queue = "two-at-once"
     services = platform.add_worker(
-        "services",
+        queue,
         queue,
         CLEARML_AGENT_DEVICES="--cpu-only --services-mode",
         CLEARML_AGENT_SERVICES_LIMIT="2",
