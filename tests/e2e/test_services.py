@@ -144,7 +144,9 @@ def test_a_schedule_starts_its_job_and_goes_on(
 ) -> None:
     start(platform, tmp_path, SCHEDULE.replace("BASE", base))
     schedule = controller(api, "each hour", services)
-    job = wait_for("the job is there", lambda: named(api, "the job"), 180)[0]
+    # The clone has the name of the experiment, not of the job.
+    clones = {"parent": [base], "only_fields": ["id"]}
+    job = wait_for("the job is there", lambda: api.call("tasks.get_all", **clones)["tasks"], 180)[0]
     wait_for_status(api, job["id"], "completed", 180)
     assert services.experiments(), "the schedule goes on"
     api.call("tasks.stop", task=schedule)
