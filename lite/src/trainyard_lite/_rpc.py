@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 import sqlite3
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +45,7 @@ __all__ = [
     "Request",
     "State",
     "endpoint",
+    "for_each",
     "invoke",
     "is_read",
 ]
@@ -197,6 +198,28 @@ def resolve(name: str, version: str) -> Endpoint:
 def is_read(name: str) -> bool:
     """Return whether an endpoint changes nothing; one that is not known to be harmless is a write."""
     return _READ.fullmatch(name) is not None and name not in _NOT_READ
+
+
+def for_each(
+    call: Call,
+    ids: Iterable[str],
+    get: Callable[[sqlite3.Connection, str], Doc],
+    operation: Callable[[sqlite3.Connection, Doc], Doc],
+) -> Doc:
+    """Read each document and do something to it; one that fails leaves the others alone.
+
+    Returns:
+        What ``*_many`` calls answer: ``succeeded`` and ``failed``, each with the ids.
+    """
+    succeeded, refused = [], []
+    for id_ in ids:
+        try:
+            with call.db.write() as db:
+                succeeded.append({"id": id_, **operation(db, get(db, id_))})
+        except ApiError as error:
+            detail = {"codes": [error.code, error.subcode], "msg": error.message, "data": error.data}
+            refused.append({"id": id_, "error": detail})
+    return {"succeeded": succeeded, "failed": refused}
 
 
 def _number(version: str) -> tuple[int, ...]:

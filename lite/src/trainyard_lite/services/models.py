@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import Field
@@ -13,7 +13,7 @@ from .._clock import now
 from .._collections import MODELS, PROJECTS, TASKS
 from .._errors import ApiError
 from .._refs import DELETED, expand, split_references
-from .._rpc import Call, OpenRequest, Request, endpoint
+from .._rpc import Call, OpenRequest, Request, endpoint, for_each
 from .._settings import COMPANY_ID
 from .._store import Doc, new_id
 from ..domain import life
@@ -331,18 +331,6 @@ class ManyRequest(Request):
     ids: list[str] = Field(min_length=1)
 
 
-def _many(call: Call, ids: Sequence[str], operation: Callable[[sqlite3.Connection, Doc], Doc]) -> Doc:
-    succeeded, refused = [], []
-    for id_ in ids:
-        try:
-            with call.db.write() as db:
-                succeeded.append({"id": id_, **operation(db, get_model(db, id_))})
-        except ApiError as error:
-            detail = {"codes": [error.code, error.subcode], "msg": error.message, "data": error.data}
-            refused.append({"id": id_, "error": detail})
-    return {"succeeded": succeeded, "failed": refused}
-
-
 class DeleteManyRequest(ManyRequest):
     """As in ``models.delete``."""
 
@@ -353,7 +341,7 @@ class DeleteManyRequest(ManyRequest):
 @endpoint("models.delete_many", since="2.13")
 def delete_many(call: Call, request: DeleteManyRequest) -> Doc:
     """Delete models."""
-    return _many(call, request.ids, lambda db, model: _delete(db, model, request.force))
+    return for_each(call, request.ids, get_model, lambda db, model: _delete(db, model, request.force))
 
 
 class PublishManyRequest(ManyRequest):
@@ -366,9 +354,10 @@ class PublishManyRequest(ManyRequest):
 @endpoint("models.publish_many", since="2.13")
 def publish_many(call: Call, request: PublishManyRequest) -> Doc:
     """Publish models."""
-    return _many(
+    return for_each(
         call,
         request.ids,
+        get_model,
         lambda db, model: _set_ready(
             db, model, call.identity.user, publish_task=request.publish_task, force=request.force_publish_task
         ),
@@ -385,13 +374,13 @@ def _set_archived(call: Call, db: sqlite3.Connection, model: Doc, archived: bool
 @endpoint("models.archive_many", since="2.13")
 def archive_many(call: Call, request: ManyRequest) -> Doc:
     """Archive models."""
-    return _many(call, request.ids, lambda db, model: _set_archived(call, db, model, True))
+    return for_each(call, request.ids, get_model, lambda db, model: _set_archived(call, db, model, True))
 
 
 @endpoint("models.unarchive_many", since="2.13")
 def unarchive_many(call: Call, request: ManyRequest) -> Doc:
     """Take models out of the archive."""
-    return _many(call, request.ids, lambda db, model: _set_archived(call, db, model, False))
+    return for_each(call, request.ids, get_model, lambda db, model: _set_archived(call, db, model, False))
 
 
 class MoveRequest(ManyRequest):

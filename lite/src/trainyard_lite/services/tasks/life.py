@@ -16,13 +16,18 @@ from ...domain.workers import is_served
 from ._fields import TaskRequest
 
 
-class StatusRequest(Request):
-    """Which task, why, and whether the life cycle counts."""
+class StatusOptions(Request):
+    """Why, and whether the life cycle counts."""
 
-    task: str
     force: bool = False
     status_reason: str = ""
     status_message: str = ""
+
+
+class StatusRequest(StatusOptions):
+    """Which task."""
+
+    task: str
 
 
 @endpoint("tasks.started")
@@ -114,27 +119,48 @@ class StopRequest(StatusRequest):
     include_pipeline_steps: bool = False
 
 
+def stop_task(db: sqlite3.Connection, call: Call, task: Doc, request: StatusOptions) -> Doc:
+    """Stop a task; return what the API tells of it."""
+    who = call.identity
+    return life.stop(db, task, who.user, who.name, reason=request.status_reason, force=request.force)
+
+
 @endpoint("tasks.stop")
 def stop(call: Call, request: StopRequest) -> Doc:
     """Stop a task; one that a worker runs is stopped by that worker, within seconds."""
     with call.db.write() as db:
-        return life.stop(
-            db,
-            get_task(db, request.task),
-            call.identity.user,
-            call.identity.name,
-            reason=request.status_reason,
-            force=request.force,
-        )
+        return stop_task(db, call, get_task(db, request.task), request)
 
 
-class EnqueueRequest(StatusRequest):
+class EnqueueOptions(StatusOptions):
     """Into which queue, by id or by name (which is created when there is none); the default queue otherwise."""
 
     queue: str | None = None
     queue_name: str | None = None
     verify_watched_queue: bool = False
+
+
+class EnqueueRequest(StatusRequest, EnqueueOptions):
+    """Which task, and where."""
+
     update_execution_queue: bool = True
+
+
+def enqueue_task(
+    db: sqlite3.Connection, call: Call, task: Doc, request: EnqueueOptions, *, update_execution_queue: bool = True
+) -> Doc:
+    """Put a task into a queue; return what the API tells of it."""
+    return life.enqueue(
+        db,
+        task,
+        call.identity.user,
+        queue=request.queue,
+        queue_name=request.queue_name,
+        reason=request.status_reason,
+        message=request.status_message,
+        force=request.force,
+        update_execution_queue=update_execution_queue,
+    )
 
 
 @endpoint("tasks.enqueue")
@@ -142,65 +168,71 @@ def enqueue(call: Call, request: EnqueueRequest) -> Doc:
     """Put a task into a queue."""
     with call.db.write() as db:
         task = get_task(db, request.task)
-        result = life.enqueue(
-            db,
-            task,
-            call.identity.user,
-            queue=request.queue,
-            queue_name=request.queue_name,
-            reason=request.status_reason,
-            message=request.status_message,
-            force=request.force,
-            update_execution_queue=request.update_execution_queue,
-        )
+        result = enqueue_task(db, call, task, request, update_execution_queue=request.update_execution_queue)
         answer = {"queued": 1, **result}
         if request.verify_watched_queue:
             answer["queue_watched"] = is_served(db, task["execution"]["queue"])
     return answer
 
 
-class DequeueRequest(StatusRequest):
+class DequeueOptions(StatusOptions):
     """A task waits in one queue only, so ``remove_from_all_queues`` is of no account."""
 
     remove_from_all_queues: bool = False
     new_status: str | None = None
 
 
+class DequeueRequest(StatusRequest, DequeueOptions):
+    """Which task."""
+
+
+def dequeue_task(db: sqlite3.Connection, call: Call, task: Doc, request: DequeueOptions) -> Doc:
+    """Take a task out of its queue; return what the API tells of it."""
+    return life.dequeue(
+        db,
+        task,
+        call.identity.user,
+        reason=request.status_reason,
+        message=request.status_message,
+        new_status=request.new_status,
+    )
+
+
 @endpoint("tasks.dequeue")
 def dequeue(call: Call, request: DequeueRequest) -> Doc:
     """Take a task out of its queue."""
     with call.db.write() as db:
-        task = get_task(db, request.task)
-        result = life.dequeue(
-            db,
-            task,
-            call.identity.user,
-            reason=request.status_reason,
-            message=request.status_message,
-            new_status=request.new_status,
-        )
-    return {"dequeued": 1, **result}
+        return {"dequeued": 1, **dequeue_task(db, call, get_task(db, request.task), request)}
 
 
-class PublishRequest(StatusRequest):
+class PublishOptions(StatusOptions):
     """``publish_model`` publishes the last output model too."""
 
     publish_model: bool = True
+
+
+class PublishRequest(StatusRequest, PublishOptions):
+    """Which task."""
+
+
+def publish_task(db: sqlite3.Connection, call: Call, task: Doc, request: PublishOptions) -> Doc:
+    """Publish a task; return what the API tells of it."""
+    return life.publish(
+        db,
+        task,
+        call.identity.user,
+        force=request.force,
+        publish_model=request.publish_model,
+        reason=request.status_reason,
+        message=request.status_message,
+    )
 
 
 @endpoint("tasks.publish")
 def publish(call: Call, request: PublishRequest) -> Doc:
     """Publish a task."""
     with call.db.write() as db:
-        return life.publish(
-            db,
-            get_task(db, request.task),
-            call.identity.user,
-            force=request.force,
-            publish_model=request.publish_model,
-            reason=request.status_reason,
-            message=request.status_message,
-        )
+        return publish_task(db, call, get_task(db, request.task), request)
 
 
 class ResetOptions(Request):

@@ -3,49 +3,41 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Sequence
 
 from pydantic import Field
 
-from ... import _errors as errors
-from ..._rpc import Call, Request, endpoint
+from ..._rpc import Call, Request, endpoint, for_each
 from ..._store import Doc
 from ...domain import life
 from ...domain.tasks import ARCHIVED, get_task
 from ...domain.workers import is_served
 from ._fields import save
-from .life import DeleteOptions, ResetOptions, delete_task, reset_task
+from .life import (
+    DeleteOptions,
+    DequeueOptions,
+    EnqueueOptions,
+    PublishOptions,
+    ResetOptions,
+    StatusOptions,
+    delete_task,
+    dequeue_task,
+    enqueue_task,
+    publish_task,
+    reset_task,
+    stop_task,
+)
 
 
-class ManyRequest(Request):
+class ManyRequest(StatusOptions):
     """Which tasks."""
 
     ids: list[str] = Field(min_length=1)
-    status_reason: str = ""
-    status_message: str = ""
-    force: bool = False
 
 
-def _many(call: Call, ids: Sequence[str], operation: Callable[[sqlite3.Connection, Doc], Doc]) -> Doc:
-    """Do something to each task; one that fails leaves the others alone."""
-    succeeded, refused = [], []
-    for id_ in ids:
-        try:
-            with call.db.write() as db:
-                succeeded.append({"id": id_, **operation(db, get_task(db, id_))})
-        except errors.ApiError as error:
-            detail = {"codes": [error.code, error.subcode], "msg": error.message, "data": error.data}
-            refused.append({"id": id_, "error": detail})
-    return {"succeeded": succeeded, "failed": refused}
-
-
-class EnqueueManyRequest(ManyRequest):
+class EnqueueManyRequest(ManyRequest, EnqueueOptions):
     """As in ``tasks.enqueue``."""
 
-    queue: str | None = None
-    queue_name: str | None = None
     validate_tasks: bool = False
-    verify_watched_queue: bool = False
 
 
 @endpoint("tasks.enqueue_many", since="2.13")
@@ -54,48 +46,29 @@ def enqueue_many(call: Call, request: EnqueueManyRequest) -> Doc:
     target: list[str] = []
 
     def one(db: sqlite3.Connection, task: Doc) -> Doc:
-        result = life.enqueue(
-            db,
-            task,
-            call.identity.user,
-            queue=request.queue,
-            queue_name=request.queue_name,
-            reason=request.status_reason,
-            message=request.status_message,
-            force=request.force,
-        )
+        result = enqueue_task(db, call, task, request)
         target.append(task["execution"]["queue"])
         return {"queued": True, **result}
 
-    answer = _many(call, request.ids, one)
+    answer = for_each(call, request.ids, get_task, one)
     if request.verify_watched_queue:
         answer["queue_watched"] = bool(target) and is_served(call.db.read(), target[0])
     return answer
 
 
-class DequeueManyRequest(ManyRequest):
+class DequeueManyRequest(ManyRequest, DequeueOptions):
     """As in ``tasks.dequeue``."""
-
-    remove_from_all_queues: bool = False
-    new_status: str | None = None
 
 
 @endpoint("tasks.dequeue_many", since="2.16")
 def dequeue_many(call: Call, request: DequeueManyRequest) -> Doc:
     """Take tasks out of their queues."""
-
-    def one(db: sqlite3.Connection, task: Doc) -> Doc:
-        result = life.dequeue(
-            db,
-            task,
-            call.identity.user,
-            reason=request.status_reason,
-            message=request.status_message,
-            new_status=request.new_status,
-        )
-        return {"dequeued": True, **result}
-
-    return _many(call, request.ids, one)
+    return for_each(
+        call,
+        request.ids,
+        get_task,
+        lambda db, task: {"dequeued": True, **dequeue_task(db, call, task, request)},
+    )
 
 
 class StopManyRequest(ManyRequest):
@@ -107,36 +80,17 @@ class StopManyRequest(ManyRequest):
 @endpoint("tasks.stop_many", since="2.13")
 def stop_many(call: Call, request: StopManyRequest) -> Doc:
     """Stop tasks."""
-    who = call.identity
-    return _many(
-        call,
-        request.ids,
-        lambda db, task: life.stop(db, task, who.user, who.name, reason=request.status_reason, force=request.force),
-    )
+    return for_each(call, request.ids, get_task, lambda db, task: stop_task(db, call, task, request))
 
 
-class PublishManyRequest(ManyRequest):
+class PublishManyRequest(ManyRequest, PublishOptions):
     """As in ``tasks.publish``."""
-
-    publish_model: bool = True
 
 
 @endpoint("tasks.publish_many", since="2.13")
 def publish_many(call: Call, request: PublishManyRequest) -> Doc:
     """Publish tasks."""
-    return _many(
-        call,
-        request.ids,
-        lambda db, task: life.publish(
-            db,
-            task,
-            call.identity.user,
-            force=request.force,
-            publish_model=request.publish_model,
-            reason=request.status_reason,
-            message=request.status_message,
-        ),
-    )
+    return for_each(call, request.ids, get_task, lambda db, task: publish_task(db, call, task, request))
 
 
 class ResetManyRequest(ManyRequest, ResetOptions):
@@ -151,7 +105,7 @@ def reset_many(call: Call, request: ResetManyRequest) -> Doc:
         result = reset_task(db, call, task, request)
         return {**result, "dequeued": bool(result["dequeued"])}
 
-    return _many(call, request.ids, one)
+    return for_each(call, request.ids, get_task, one)
 
 
 class DeleteManyRequest(ManyRequest, DeleteOptions):
@@ -161,7 +115,7 @@ class DeleteManyRequest(ManyRequest, DeleteOptions):
 @endpoint("tasks.delete_many", since="2.13")
 def delete_many(call: Call, request: DeleteManyRequest) -> Doc:
     """Delete tasks."""
-    return _many(call, request.ids, lambda db, task: {"deleted": True, **delete_task(db, task, request)})
+    return for_each(call, request.ids, get_task, lambda db, task: {"deleted": True, **delete_task(db, task, request)})
 
 
 class ArchiveRequest(Request):
@@ -217,11 +171,11 @@ class ArchiveManyRequest(ManyRequest):
 def archive_many(call: Call, request: ArchiveManyRequest) -> Doc:
     """Archive tasks."""
     text = (request.status_reason, request.status_message)
-    return _many(call, request.ids, lambda db, task: _archive(db, task, call.identity.user, *text))
+    return for_each(call, request.ids, get_task, lambda db, task: _archive(db, task, call.identity.user, *text))
 
 
 @endpoint("tasks.unarchive_many", since="2.13")
 def unarchive_many(call: Call, request: ArchiveManyRequest) -> Doc:
     """Take tasks out of the archive."""
     text = (request.status_reason, request.status_message)
-    return _many(call, request.ids, lambda db, task: _unarchive(db, task, call.identity.user, *text))
+    return for_each(call, request.ids, get_task, lambda db, task: _unarchive(db, task, call.identity.user, *text))
