@@ -91,12 +91,11 @@ class ClearmlApi:
             try:
                 answer = self._http.post(url, json=arguments, headers=headers, auth=auth, timeout=_TIMEOUT_SEC)
                 break
-            except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
-                if not left:
+            except requests.RequestException as error:
+                broken = isinstance(error, (requests.ConnectionError, requests.exceptions.ChunkedEncodingError))
+                if not (left and broken):
                     raise ApiError(f"{endpoint}: cannot reach {self._api_url}: {error}") from error
                 time.sleep(_PAUSE_SEC)
-            except requests.RequestException as error:
-                raise ApiError(f"{endpoint}: cannot reach {self._api_url}: {error}") from error
         try:
             envelope: Json = answer.json()
             meta, data = envelope["meta"], envelope["data"]

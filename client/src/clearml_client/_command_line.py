@@ -231,11 +231,22 @@ def _record_at_exit() -> None:
 def _leave_words_out_of_the_entry_point(task: Task) -> None:
     """Record ``-m module`` without words: the SDK appends them without quotes, and agents would split them again."""
     script = task.data.script
-    parts = str((script.entry_point if script else None) or "").split()
-    # A launcher's own words belong to it, and the SDK does not append the script's then.
-    launched = len(parts) > 1 and parts[1].startswith(("torch.distributed.", "accelerate.commands."))
-    if len(parts) > 2 and parts[0] == "-m" and _local.words and not launched:
-        task.set_script(entry_point=" ".join(parts[:2]))
+    entry = str((script.entry_point if script else None) or "")
+    module = module_of(entry)
+    if module is not None and entry.split()[2:] and _local.words:
+        task.set_script(entry_point="-m " + module)
+
+
+def module_of(entry: str) -> Optional[str]:
+    """Return the module of an entry point ``-m MODULE ...``, if it is the one that runs here.
+
+    A launcher, such as ``torch.distributed.run``, is a module too: its own words belong to it, and the image has it.
+    """
+    parts = entry.split()
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    running = spec.name if spec is not None else getattr(main, "__package__", None)
+    return parts[1] if parts[:1] == ["-m"] and parts[1:2] == [running] else None
 
 
 def prove(task: Task) -> None:

@@ -164,11 +164,7 @@ def _git() -> List[Finding]:
     if not address:
         return [Finding("git", "warning", "the repository has no remote that nodes could fetch from")]
     remote = shown(address)
-    done = run(
-        *(Path.cwd(), "ls-remote", "--", address),
-        timeout=ASK_SECONDS,
-        more=remote_environment(Path.cwd(), interactive=False),
-    )
+    done = run(Path.cwd(), "ls-remote", "--", address, timeout=ASK_SECONDS, more=remote_environment(Path.cwd()))
     if done.code:
         told = "{} cannot be read: {}; try `git ls-remote {}`".format(remote, done.told, remote)
         return [Finding("git", "bad", told)]

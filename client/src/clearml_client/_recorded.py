@@ -9,6 +9,7 @@ from typing import Any, List, Optional
 from clearml import Task
 from clearml.backend_interface.task.repo.util import remove_user_pass_from_url
 
+from ._command_line import module_of
 from ._errors import ClearmlClientError
 from ._git import Code, at_remote, differs, holds, on_this_machine
 
@@ -93,10 +94,8 @@ def _missing_script(code: Code, folder: str, entry: str) -> Optional[str]:
     if not entry:
         return None
     if entry.startswith("-m "):
-        # A launcher (torch.distributed.run) is a module of the image; the one that runs here is the repository's.
-        module = entry.split()[1]
-        spec = getattr(sys.modules["__main__"], "__spec__", None)
-        return _missing_module(code, folder, module) if spec is not None and spec.name == module else None
+        module = module_of(entry)
+        return None if module is None else _missing_module(code, folder, module)
     path = posixpath.normpath(posixpath.join(folder, entry))
     if not path.startswith("../") and not posixpath.isabs(path) and holds(code, path):
         return None
@@ -105,12 +104,12 @@ def _missing_script(code: Code, folder: str, entry: str) -> Optional[str]:
 
 def _missing_module(code: Code, folder: str, module: str) -> Optional[str]:
     """Tell whether ``python -m`` would find no such module in the folder, but perhaps an older one in the image."""
-    path = posixpath.normpath(posixpath.join(folder, module.replace(".", "/")))
-    if holds(code, path + ".py"):
+    path = module.replace(".", "/") + ".py"
+    if holds(code, posixpath.normpath(posixpath.join(folder, path))):
         return None
     return (
-        "agents start `python -m {}` in the folder {} of the repository, which has no {}.py: start it here from the "
-        "folder in which that path begins".format(module, folder, module.replace(".", "/"))
+        "agents start `python -m {}` in the folder {} of the repository, which has no {}: start it here from the "
+        "folder in which that path begins".format(module, folder, path)
     )
 
 

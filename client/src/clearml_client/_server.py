@@ -1,7 +1,7 @@
-"""The one way to the ClearML server: whether it can be talked to, in words where it cannot.
+"""The one way to the ClearML server: check whether it answers, and report why it does not.
 
-The SDK alone tries for many minutes, without a word of why. Here it is asked once, and what is wrong is said within
-seconds. Whatever runs an experiment keeps the SDK's patience: there something would be lost.
+The SDK alone retries for many minutes without a message. Here the server is asked once, and an error is reported
+within seconds. Where an experiment runs, the SDK's retries stay: there something would be lost.
 """
 
 from __future__ import annotations

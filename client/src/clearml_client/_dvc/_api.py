@@ -251,10 +251,9 @@ class DvcApi:
 
 
 def _same(path: Path, root: Path) -> Optional[Path]:
-    """Return the folder above a path, or itself, that is a certain one, by whatever name; None where none is."""
-    # Up from it in writing: what is below may be links into a cache.
-    above = Path(os.path.normpath(str(path)))
-    for folder in (above, *above.parents):
+    """Return the folder above a normal path, or itself, that is a certain one, by whatever name; None where none is."""
+    # Up from it as it is written: what is below may be links into a cache.
+    for folder in (path, *path.parents):
         if folder == root:
             return folder
         with contextlib.suppress(OSError):
