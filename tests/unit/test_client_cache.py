@@ -375,7 +375,7 @@ def test_four_processes_that_find_one_damage_make_it_anew_once(root: Path, tmp_p
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small disk")
 def test_a_disk_that_is_full_in_a_repair(root: Path) -> None:
-    """The repair is refused in words, the edited copy is not served, and all is well when there is room again."""
+    """The repair fails with a message, the edited copy is not returned, and the repair works when there is room."""
     root.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(root)], check=True)
     try:

@@ -125,7 +125,7 @@ def trainyard_services_host(hostvars: Mapping[str, Any], nodes: Sequence[str], s
     def given(host: str, variable: str) -> Any:
         try:
             return hostvars[host].get(variable)
-        except Exception:  # what cannot be worked out is told of the host that has it
+        except Exception:  # the check of that host reports a value that cannot be templated
             return None
 
     for host in nodes:
